@@ -1,0 +1,56 @@
+"""Tensors on disk: safetensors files that appear whole or not at all. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.errors import UserError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Any = None) -> None:
+    """Write tensors, and JSON values beside them, as one file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    flat = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    save_file(flat, aside, metadata={"values": json.dumps(values)})
+    aside.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """(tensors, JSON values) of a file that `write_tensors` wrote.
+
+    Raises:
+        UserError: missing, cut off or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing; run its job again with --force")
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads((file.metadata() or {}).get("values", "null"))
+            return {name: file.get_tensor(name) for name in file.offset_keys()}, values
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cut off or damaged ({error}); delete it and run again, with --force if it lies in jobs/") from None
+
+
+def scoped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under names that begin with `prefix` and a dot."""
+    return {f"{prefix}.{name}": t for name, t in tensors.items()}
+
+
+def unscoped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix` and a dot, without it."""
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A method's state as (tensors, JSON values)."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}

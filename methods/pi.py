@@ -1,0 +1,64 @@
+"""PI: Synaptic Intelligence through path integrals (Zenke, Poole and Ganguli, ICML 2017), as MiB's authors carried it over.
+
+The importance of a parameter is how much its movement lowered the loss over a step, relative to how far it moved in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.lazy import torch
+from bench.regulariser import Recorder, Regularised, Tensors, min_max_normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PathIntegral(Recorder):
+    """P += g_t (theta before the last update - theta_t); at the end max(0, P / (way^2 + 1e-20)) is added to the older score.
+
+    The tiny epsilon gives huge scores to parameters that hardly moved; normalising by the maximum then makes most importances
+    nearly 0, which is why PI is near fine-tuning in the published table.
+
+    Source: spec/mib-family.md section 4.2.
+    """
+
+    name = "pi"
+    kinds = ("score",)
+
+    def begin(self, parameters: Tensors, previous: Mapping[str, Any]) -> None:
+        self.fill("path", {p: torch.zeros_like(v) for p, v in parameters.items()})
+        self.fill("start", {p: v.clone() for p, v in parameters.items()})
+        self.fill("score", self.saved("score", previous))
+
+    def update(self, gradients: Tensors, parameters: Tensors) -> None:
+        now = list(parameters.values())
+        if self.key("last", next(iter(parameters))) in self.state:
+            last = self.listed("last", parameters)
+            way = torch._foreach_mul(list(gradients.values()), torch._foreach_sub(last, now))
+            torch._foreach_add_(self.listed("path", parameters), way)
+            torch._foreach_copy_(last, now)
+        else:
+            self.fill("last", {p: v.clone() for p, v in parameters.items()})
+
+    def finish(self, parameters: Tensors) -> None:
+        for p, value in parameters.items():
+            way = (value - self.state[self.key("start", p)]).square() + 1e-20
+            score = (self.state[self.key("path", p)] / way).clamp(min=0)
+            older = self.state.get(self.key("score", p))
+            self.state[self.key("score", p)] = score if older is None else score + older
+        for kind in ("path", "start", "last"):
+            self.drop(kind)
+
+    @classmethod
+    def importance(cls, previous: Mapping[str, Any], normalise: bool = True) -> dict[str, Tensor]:
+        return {p: min_max_normalised(s) if normalise else s for p, s in cls.saved("score", previous).items()}
+
+
+class PI(Regularised):
+    """A penalty weighted by path-integral importances."""
+
+    title = "PI"
+    paper = "Zenke, Poole and Ganguli, ICML 2017; settings of Cermelli et al., CVPR 2020"
+    recorder = PathIntegral
