@@ -260,7 +260,7 @@ def _number(value: float) -> float | None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """On what the job ran: versions, machine, threads, and the commit of the code."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in ("ciss-bench", "torch", "torchvision", "inplace-abn", "numpy", "pillow"):
         try:
             packages[name] = importlib.metadata.version(name)

@@ -94,7 +94,7 @@ class Trainer:
     optimiser: torch.optim.Optimizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.log_every = 1 if self.device.type == "cpu" else 10
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -147,7 +147,7 @@ def finalised_classifier(old_weight: Tensor, old_bias: Tensor, transformation: T
 def old_rows(classifier: Classifier) -> tuple[Tensor, Tensor]:
     """(weight [C_old, D], bias [C_old]) of all heads but the newest, without a graph."""
     heads = classifier.heads[:-1]
-    weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])  # type: ignore[misc]
+    weight, bias = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
     return weight.detach().flatten(1), bias.detach()
 
 
@@ -230,9 +230,9 @@ class NeST(Wrapper):
         with torch.no_grad():
             weight, bias = finalised_classifier(*old_rows(classifier), self.transformation)
             first, new = classifier.heads[0], classifier.heads[-1]
-            first.weight[0] = weight[0, :, None, None]  # type: ignore[operator]
-            new.weight.copy_(weight[n_old:, :, None, None])  # type: ignore[operator]
-            new.bias.copy_(bias[n_old:])  # type: ignore[operator]
+            first.weight[0] = weight[0, :, None, None]
+            new.weight.copy_(weight[n_old:, :, None, None])
+            new.bias.copy_(bias[n_old:])
         for name in Transformation._fields:
             del self.state[STATE + name]
 

@@ -23,7 +23,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-HEAVY = "import sys; from bench.cli import main; status = main({0!r}); bad = [m for m in ('torch', 'torchvision') if m in sys.modules]; sys.exit(repr(bad) if bad else status)"
+HEAVY = (
+    "import sys; from bench.cli import main; status = main({0!r}); "
+    "bad = [m for m in ('torch', 'torchvision') if m in sys.modules]; sys.exit(repr(bad) if bad else status)"
+)
 
 
 @pytest.mark.parametrize(

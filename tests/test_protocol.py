@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import tomllib
 from dataclasses import replace
@@ -142,7 +143,7 @@ def test_partition_gives_each_image_with_a_class_to_one_step(groups: list[list[i
 def test_tested_images_only_grow(groups: list[list[int]], presence: list[int]) -> None:
     p = voc(groups, "overlapped")
     tested = [set(p.test_images(step.index, presence)) for step in p.steps]
-    assert all(a <= b for a, b in zip(tested, tested[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(tested))
 
 
 values = st.recursive(
@@ -154,11 +155,14 @@ values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from([*protocol.KEYS, "frist"]), values, max_size=5))
 def test_any_content_loads_or_is_refused_in_one_line(content: dict[str, object]) -> None:
+    refusal = ""
     try:
         p = protocol.parse({"dataset": "voc", **content}, Path("protocols/test.toml"))
     except UserError as error:
-        assert str(error).startswith(("protocols/test.toml", "unknown", "protocols"))
-        assert "\n" not in str(error)
+        refusal = str(error)
+    if refusal:
+        assert refusal.startswith(("protocols/test.toml", "unknown", "protocols"))
+        assert "\n" not in refusal
     else:
         assert len(set(p.order)) == len(p.order)
         assert all(p.groups)

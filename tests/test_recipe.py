@@ -102,8 +102,7 @@ def test_step_0_settings_are_folded_in_and_later_ones_left_out() -> None:
 def test_a_wrong_override_is_refused_in_one_line(item: str, words: str) -> None:
     specs = [method("mib"), method("plop")]
     with pytest.raises(UserError) as caught:
-        for spec in specs:
-            resolve(spec, VOC, "small", overrides_for(spec, parse_overrides([item]), specs))
+        [resolve(spec, VOC, "small", overrides_for(spec, parse_overrides([item]), specs)) for spec in specs]
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

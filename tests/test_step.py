@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(toy: Toy, in_tmp
     assert files(Store(in_tmp / "a"), plan, EXACT) == files(Store(in_tmp / "b"), plan, EXACT)
     other = make_plan([protocol], ["mib"], seeds=[1], overrides=quick)
     run_plan(other, Store(in_tmp / "a"))
-    weights = [(Store(in_tmp / "a").artifact(list(p.jobs)[0]) / "model.safetensors").read_bytes() for p in (plan, other)]
+    weights = [(Store(in_tmp / "a").artifact(next(iter(p.jobs))) / "model.safetensors").read_bytes() for p in (plan, other)]
     assert weights[0] != weights[1]
 
 
@@ -100,7 +100,7 @@ def test_the_artifact_holds_what_the_design_says(toy: Toy, in_tmp: Path, quick: 
     assert set(lines[0]) == {"phase", "epoch", "iteration", "lr", "ce", "kd"}
     assert [line["iteration"] for line in lines] == list(range(len(lines)))
     job = read_json(folder / "job.json")
-    assert job["inputs"]["parent"] == list(plan.jobs)[0]
+    assert job["inputs"]["parent"] == next(iter(plan.jobs))
     counts = metrics.read_counts(folder / "confusion.npz")
     assert len(counts.images) == 12
     assert counts.total().sum() == 12 * 32 * 32  # no void here: every pixel of the central crops
@@ -109,7 +109,7 @@ def test_the_artifact_holds_what_the_design_says(toy: Toy, in_tmp: Path, quick: 
     assert len(scores["default"]["iou"]) == 5
     environment = read_json(folder / "environment.json")
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert read_json(store.artifact(list(plan.jobs)[0]) / "environment.json")["pretrained"] == "none: trained from scratch"
+    assert read_json(store.artifact(next(iter(plan.jobs))) / "environment.json")["pretrained"] == "none: trained from scratch"
     assert not store.work(key).exists()
 
 
@@ -142,7 +142,7 @@ def test_importances_are_recorded_at_step_0_and_handed_on(toy: Toy, in_tmp: Path
     plan = make_plan([str(toy(then=2))], ["ewc", "rw", "pi"], overrides=quick)
     store = Store("results")
     run_plan(plan, store)
-    first = {key.split(".")[0] for key in read_tensors(store.artifact(list(plan.jobs)[0]) / "state.safetensors")[0]}
+    first = {key.split(".")[0] for key in read_tensors(store.artifact(next(iter(plan.jobs))) / "state.safetensors")[0]}
     assert first == {"ewc", "pi", "rw"}
     for chain in plan.chains:
         name = chain.method.partition("[")[0]
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_is_cut_off(toy: Toy, in_tmp: Path, quick: list[str]) 
     store = Store("results")
     with pytest.raises(KeyboardInterrupt):
         run_plan(plan, store, Interrupted)
-    key = list(plan.jobs)[0]
+    key = next(iter(plan.jobs))
     path = store.work(key) / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=r"checkpoint\.safetensors: cut off or damaged"):
@@ -246,10 +246,10 @@ def test_selection_on_test_images_keeps_the_best_and_resumes(toy: Toy, in_tmp: P
 
     with pytest.raises(KeyboardInterrupt):
         run_plan(plan, broken, Later)
-    StepJob(broken, list(plan.jobs)[0]).run()
+    StepJob(broken, next(iter(plan.jobs))).run()
     assert files(whole, plan, EXACT) == files(broken, plan, EXACT)
     last = make_plan([str(in_tmp / "toy-2-2.toml")], ["joint"], overrides=[*quick, "first_epochs=10"])
     run_plan(last, whole)
-    assert (whole.artifact(list(last.jobs)[0]) / "model.safetensors").read_bytes() != files(whole, plan, EXACT)[
-        f"{list(plan.jobs)[0]}/model.safetensors"
+    assert (whole.artifact(next(iter(last.jobs))) / "model.safetensors").read_bytes() != files(whole, plan, EXACT)[
+        f"{next(iter(plan.jobs))}/model.safetensors"
     ]

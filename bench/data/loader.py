@@ -89,7 +89,7 @@ def _indexed(image: Image.Image) -> Image.Image:
 
 
 @dataclass
-class Images(Dataset):  # type: ignore[type-arg]
+class Images(Dataset):
     """Some images of a split with their labels in the view of a step.
 
     Attributes:
@@ -171,7 +171,7 @@ def _leave_signals_to_the_job(worker: int) -> None:
 class Loader:
     """An epoch's batches as tensors; errors of worker processes surface as themselves."""
 
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, workers: int, pin: bool) -> None:  # type: ignore[type-arg]
+    def __init__(self, dataset: Dataset, sampler: EpochSampler, workers: int, pin: bool) -> None:
         self.sampler = sampler
         self._loader = DataLoader(
             dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, persistent_workers=workers > 0,
@@ -279,7 +279,7 @@ class StepData:
 
         return lookup_table(View(0, INDEX, 0, 255), self.protocol.dataset, self.protocol.order, self.step)
 
-    def loader(self, images: Dataset, epoch: int, purpose: str = "train", shuffle: bool = True, drop_last: bool = True) -> Loader:  # type: ignore[type-arg]
+    def loader(self, images: Dataset, epoch: int, purpose: str = "train", shuffle: bool = True, drop_last: bool = True) -> Loader:
         """Batches of one epoch. The same purpose and epoch give the same batches, always."""
         key = (id(images), purpose)
         if key not in self._loaders:

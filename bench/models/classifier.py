@@ -97,7 +97,7 @@ class AuxiliaryClassifier(LinearClassifier):
     def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         auxiliary, *foreground = self.heads
         logits = torch.cat([auxiliary(features.detach()), *(head(features) for head in foreground)], dim=1)
-        weight = torch.cat([head.weight for head in foreground])  # type: ignore[misc]
+        weight = torch.cat([head.weight for head in foreground])
         return logits, {"positive": F.conv2d(features, weight.clamp(min=0)), "negative": F.conv2d(features, weight.clamp(max=0))}
 
 
