@@ -200,7 +200,12 @@ class Method:
         """Names of the exemplars kept for later steps; each record counts, so a name can stand twice."""
         return []
 
-    # ---- for reading ---------------------------------------------------------------------------------------------------
+    # ---- for the plan and for reading ----------------------------------------------------------------------------------
+
+    @classmethod
+    def epochs(cls, config: Any, index: int) -> int:
+        """Passes over the images of step `index` in all phases together."""
+        return config.at(index)["epochs"]
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

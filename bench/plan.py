@@ -266,7 +266,7 @@ class _ChainMaker:
             "training": training,
             "smoke": self.smoke,
         }
-        iterations = SMOKE_ITERATIONS if self.smoke else n // batch * values["epochs"]
+        iterations = SMOKE_ITERATIONS if self.smoke else n // batch * owner.cls.epochs(config, t)
         return inputs, owner.name, config.model_dump(), n, iterations
 
     def jobs(self, seed: int, jobs: dict[str, Job]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ rate is that of the iteration ahead, so the last update is void, and new biases 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
@@ -253,6 +253,10 @@ class NeST(Wrapper):
             self.finish_pretuning,
         )  # fmt: skip
         return [pretuning, *super().phases()]
+
+    @classmethod
+    def epochs(cls, config: Any, index: int) -> int:
+        return super().epochs(config, index) + (config.pretuning_epochs if index else 0)
 
     def observe(self) -> None:
         if self.transformation is None:
