@@ -70,8 +70,8 @@ class Settings(BaseModel):
     """Passes over the step's images."""
     first_epochs: int | None = Field(None, ge=1)
     """Epochs of step 0."""
-    batch_size: int = Field(24, ge=1)
-    """Images of one update over all processes."""
+    batch_size: int = Field(24, ge=2)
+    """Images of one update over all processes; one alone would leave the batch norm after image-level pooling nothing to normalise."""
     lr: float = Field(0.001, gt=0)
     """Learning rate at the start of a step."""
     first_lr: float | None = Field(0.01, gt=0)

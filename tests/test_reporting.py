@@ -253,6 +253,7 @@ def test_another_class_order_under_the_same_name_has_a_table_of_its_own(world: W
     world.finish("ft", {0: {(0, 0): 60, (2, 2): 20}, 1: PERFECT}, protocol=replace(TINY, groups=((2,), (1,))))
     sections = collect(world.store)
     assert [(s.groups, [c.title for c in s.chains]) for s in sections] == [(((1,), (2,)), ["MiB"]), (((2,), (1,)), ["FT"])]
+    assert [s.name for s in sections] == ["tiny", "tiny~order-2"]  # so that links and CSV rows tell them apart
 
 
 def test_results_on_other_data_stand_in_other_tables(world: World, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Section:
     """What may stand in one table: the chains of one protocol in one track, on the same data and with the same steps.
 
     Attributes:
-        name: folder of the protocol in the results: its label, and a mark for a second data set of the same name.
+        name: folder of the protocol in the results: its label, and a mark for a second data set or class order of the same name.
         title: the protocol in words.
         data_set, data_title, data: name, words and fingerprint of the data.
         setting, track: as asked for.
@@ -183,8 +183,9 @@ def collect(store: Store, protocols: Sequence[str] | None = None) -> list[Sectio
         if (name, track, groups) not in sections:
             inputs = (chain.results or chain.stale)[-1].inputs["data"]
             data = read_json(store.root / name / "data.json") or {}
+            others = sum(key[:2] == (name, track) for key in sections)
             sections[name, track, groups] = Section(
-                name, about["protocol_title"], about["data_set"], data.get("data_set", about["data_set"]),
+                f"{name}~order-{others + 1}" if others else name, about["protocol_title"], about["data_set"], data.get("data_set", about["data_set"]),
                 f"{inputs['train']}-{inputs['test']}", about["setting"], track, groups, (),
             )  # fmt: skip
         section = sections[name, track, groups]
