@@ -21,9 +21,10 @@ Planning reads every method file, on login nodes without torch too: write `from 
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.losses import cross_entropy
 from bench.recipe import Settings
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
     from bench.data.loader import StepData
     from bench.models.network import Network
-    from bench.protocol import Step
+    from bench.protocol import Protocol, Step
     from bench.train import Batch
 
 
-class Batches(Protocol):
+class Batches(typing.Protocol):
     """An epoch's batches, whose number is known."""
 
     def __len__(self) -> int: ...
@@ -203,9 +204,14 @@ class Method:
     # ---- for the plan and for reading ----------------------------------------------------------------------------------
 
     @classmethod
-    def epochs(cls, config: Any, index: int) -> int:
-        """Passes over the images of step `index` in all phases together."""
-        return config.at(index)["epochs"]
+    def iterations(cls, config: Any, index: int, images: int) -> int:
+        """How many step `index` takes, in all phases together, if it has this many images of its own."""
+        values = config.at(index)
+        return images // values["batch_size"] * values["epochs"]
+
+    @classmethod
+    def check(cls, config: Any, protocol: Protocol) -> None:
+        """Raise UserError when a run is planned for what these hyper-parameters cannot do on this protocol."""
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

@@ -33,6 +33,7 @@ class Convention:
     Attributes:
         labels: the label rule whose test view applies (what future classes and background are, which images are tested).
         background: background is one of the averaged classes.
+        background_is_old: it is also one of the old classes.
         absent: a class without a test pixel is left out of the mean ("exclude"), or counts as 0 ("zero"); "nonzero" leaves out every
             class whose IoU is exactly 0.
         epsilon: added to the denominator; EIR subtracts it.
@@ -44,6 +45,7 @@ class Convention:
     absent: str
     says: str
     epsilon: float = EPSILON
+    background_is_old: bool = True
 
 
 CONVENTIONS: dict[str, Convention] = {
@@ -56,7 +58,11 @@ CONVENTIONS: dict[str, Convention] = {
         "background not in the mean, pixels of future classes ignored, images without a seen class left out, absent classes left out",
     ),
     "ssul": Convention("ssul", True, "zero", "background in the mean, pixels of future classes ignored, all images, absent classes count as 0"),
-    "mbs": Convention("mbs", True, "nonzero", "background in the mean, pixels of future classes ignored, all images, classes at exactly 0 left out"),
+    "mbs": Convention(
+        "mbs", True, "nonzero",
+        "background in the mean but not in old, pixels of future classes ignored, all images, classes at exactly 0 left out",
+        background_is_old=False,
+    ),
     "eir": Convention(
         "eir", True, "zero",
         "background in the mean, pixels of future classes are background, images without a seen class left out, absent classes count as 0",
@@ -188,14 +194,17 @@ def score(counts: Counts, how: Convention, dataset: Dataset, step: Step, weights
     return iou
 
 
-def old_new_all(iou: np.ndarray, n_first: int) -> dict[str, float]:
+def old_new_all(iou: np.ndarray, n_first: int, how: Convention = CONVENTIONS["default"]) -> dict[str, float]:
     """Means of an IoU vector [C]: the first step's classes ("old", background among them if it counts), those added since ("new"), "all".
 
     Args:
         iou: NaN where a class is left out.
         n_first: channels of step 0, background included.
+        how: says whether background is an old class.
+
+    Source: spec/protocol.md section 9.1.
     """
-    return {"old": mean(iou[:n_first]), "new": mean(iou[n_first:]), "all": mean(iou)}
+    return {"old": mean(iou[0 if how.background_is_old else 1 : n_first]), "new": mean(iou[n_first:]), "all": mean(iou)}
 
 
 def write_counts(path: Path, counts: Counts) -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.data.index import ClassIndex, class_indexes
+from bench.data.index import ClassIndex, class_indexes, saliency_fingerprint
 from bench.data.labels import rule
 from bench.errors import UserError
-from bench.models.build import check_network
+from bench.models.build import check_network, network_names, torchvision_weights
 from bench.protocol import Protocol, load
 from bench.recipe import TRAINING, Recipe, overrides_for, parse_overrides, resolve
 from bench.registry import MethodSpec, method
@@ -121,10 +121,10 @@ def _file_digest(path: str) -> str:
 
 
 class _Expansion:
-    """A protocol with its class index: image counts and digests per step, computed once."""
+    """A protocol with its class index: image counts and digests per step, computed once; `saliency` gives the digest of the saliency maps."""
 
-    def __init__(self, protocol: Protocol, index: Mapping[str, ClassIndex]) -> None:
-        self.protocol, self.index = protocol, index
+    def __init__(self, protocol: Protocol, index: Mapping[str, ClassIndex], saliency: Callable[[], str]) -> None:
+        self.protocol, self.index, self.saliency = protocol, index, saliency
         self._steps: dict[tuple[int, str], tuple[int, str]] = {}
 
     def images(self, t: int, label_rule: str) -> tuple[int, str]:
@@ -174,20 +174,25 @@ def make_plan(
     chains: list[Chain] = []
     warnings: list[str] = []
     loaded: dict[str, Mapping[str, ClassIndex]] = dict(indexes or {})
+    saliency: dict[str, Callable[[], str]] = {name: lambda: "not known" for name in loaded}  # indexes without data: plans to look at
     joint: dict[tuple[Any, ...], _Expansion] = {}
     for given in protocols:
         protocol = given if isinstance(given, Protocol) else load(given, setting)
         name = protocol.dataset.name
         if name not in loaded:
             loaded[name] = class_indexes(protocol.dataset, data_root)
-        expansion = _Expansion(protocol, loaded[name])
-        at_once = joint.setdefault((name, protocol.order), _Expansion(protocol.at_once(), loaded[name]))
+        if name not in saliency:
+            saliency[name] = functools.cache(functools.partial(saliency_fingerprint, protocol.dataset, data_root))
+        expansion = _Expansion(protocol, loaded[name], saliency[name])
+        at_once = joint.setdefault((name, protocol.order), _Expansion(protocol.at_once(), loaded[name], saliency[name]))
         for spec in specs:
             used = track or protocol.dataset.track
-            recipe, warning = with_weights(resolve(spec, protocol, used, overrides_for(spec, parsed, specs)))
+            recipe = resolve(spec, protocol, used, overrides_for(spec, parsed, specs))
+            check_network(recipe.config.network, spec.classifier)
+            recipe, warning = with_weights(recipe)
             if warning:
                 warnings.append(warning)
-            check_network(recipe.config.network, spec.classifier)
+            spec.check(recipe.config, protocol)
             maker = _ChainMaker(spec, recipe, at_once if spec.cls.at_once else expansion, smoke)
             for seed in seeds:
                 keys = maker.jobs(seed, jobs)
@@ -202,6 +207,10 @@ def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
     A weights file is looked for as it is written, then in ./pretrained. Weights that --set names must be there.
     """
     name = recipe.config.pretrained
+    in_torchvision = torchvision_weights(recipe.config.network)
+    if name == "imagenet" and not in_torchvision:
+        able = ", ".join(other for other in network_names() if torchvision_weights(other))
+        raise UserError(f"network = {recipe.config.network!r} has no torchvision weights: pretrained = 'imagenet' is for {able}")
     if name in ("", "imagenet"):
         return recipe, ""
     for path in (Path(name), Path("pretrained") / name):
@@ -209,7 +218,8 @@ def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
             return replace(recipe, config=recipe.config.model_copy(update={"pretrained": str(path.resolve())})), ""
     if recipe.sources["pretrained"] == "--set":
         raise UserError(f"--set pretrained={name}: no such file here or in ./pretrained")
-    warning = f"trained from scratch: the recipe's weights {name} are neither here nor in ./pretrained (torchvision's: --set pretrained=imagenet)"
+    instead = " (torchvision's: --set pretrained=imagenet)" if in_torchvision else ""
+    warning = f"trained from scratch: the recipe's weights {name} are neither here nor in ./pretrained{instead}"
     return replace(recipe, config=recipe.config.model_copy(update={"pretrained": ""})), warning
 
 
@@ -246,6 +256,12 @@ class _ChainMaker:
             shared = {name: getattr(config, name) for name in config.model_fields if name in owner.config.model_fields}
             config = owner.config(**shared)
         own = {name: value for name, value in config.at(t).items() if name not in TRAINING}
+        data = {"set": protocol.dataset.name, "train": index["train"].fingerprint, "test": index["test"].fingerprint}
+        if owner.build(config).needs_saliency():
+            try:
+                data["saliency"] = self.expansion.saliency()
+            except UserError as error:
+                raise UserError(f"{error}; {owner.name} needs them (its modes without: bench show method {owner.name})") from None
         n, digest = self.expansion.images(t, values["label_rule"])
         batch = values["batch_size"]
         if n < batch and not self.smoke:
@@ -255,18 +271,14 @@ class _ChainMaker:
             )
         inputs = {
             "format": FORMAT,
-            "data": {
-                "set": protocol.dataset.name,
-                "train": index["train"].fingerprint,
-                "test": index["test"].fingerprint,
-            },
+            "data": data,
             "classes": [list(group) for group in protocol.groups[: t + 1]],
             "images": digest,
             "method": {"name": _plain(owner.name), "version": owner.version, **own},
             "training": training,
             "smoke": self.smoke,
         }
-        iterations = SMOKE_ITERATIONS if self.smoke else n // batch * owner.cls.epochs(config, t)
+        iterations = SMOKE_ITERATIONS if self.smoke else owner.cls.iterations(config, t, n)
         return inputs, owner.name, config.model_dump(), n, iterations
 
     def jobs(self, seed: int, jobs: dict[str, Job]) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def layers(table: Mapping[str, Any], protocol: Protocol, where: str) -> list[tup
         if isinstance(values, dict) and name == protocol.dataset.name:
             found.append((f"{where}, data set {name}", values))
     for name, values in table.items():
-        if isinstance(values, dict) and (protocol.name == name or protocol.name.startswith(f"{name}-")) and name != protocol.dataset.name:
+        if isinstance(values, dict) and name == protocol.name and name != protocol.dataset.name:
             found.append((f"{where}, protocol {name}", values))
     return found
 
@@ -210,6 +210,7 @@ def resolve(spec: MethodSpec, protocol: Protocol, track: str, overrides: Sequenc
     stack += around(spec, track, protocol)
     for path, variant, recipe in spec.variants:
         stack += layers(recipe, protocol, f"{path.name} [variant.{variant}]")
+        stack += layers(recipe.get(track, {}), protocol, f"{path.name} [variant.{variant}.{track}]")
     stack.append(("--set", dict(overrides)))
     for source, found in stack:
         for key, value in found.items():

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import shipped
 from bench.errors import UserError, unknown
 from bench.method import Method
 from bench.recipe import Settings, read_toml
+
+if TYPE_CHECKING:
+    from bench.protocol import Protocol
 
 ENTRY_POINTS = "bench.methods"
 
@@ -68,6 +71,12 @@ class MethodSpec:
     @property
     def version(self) -> list[int]:
         return [self.cls.version, *(self.base.version if self.base else [])]
+
+    def check(self, config: Any, protocol: Protocol) -> None:
+        """Raise UserError for what these hyper-parameters cannot do on this protocol."""
+        self.cls.check(config, protocol)
+        if self.base:
+            self.base.check(config, protocol)
 
     def footnotes(self, config: Any) -> list[str]:
         return [*self.cls.footnotes(config), *(self.base.footnotes(config) if self.base else [])]

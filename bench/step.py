@@ -233,7 +233,7 @@ class StepJob:
         scores: dict[str, Any] = {}
         for name, how in metrics.CONVENTIONS.items():
             iou = metrics.score(counts, how, protocol.dataset, step)
-            means = metrics.old_new_all(iou, protocol.step(0).n_classes)
+            means = metrics.old_new_all(iou, protocol.step(0).n_classes, how)
             scores[name] = {**{k: _number(v) for k, v in means.items()}, "iou": [_number(v) for v in iou]}
         write_json(
             folder / "metrics.json",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench import distributed
 from bench.data.augment import MEAN, STD
+from bench.data.dataset import IGNORE
 from bench.method import Method, Phase
 from bench.models.network import Network, Output
 from bench.seeds import mix
@@ -148,7 +149,7 @@ class Trainer:
         iteration, waiting = first, []
         for raw in batches:
             terms, rate = self.iteration(phase, raw, iteration, total)
-            waiting.append((iteration, terms, rate))
+            waiting.append((iteration, terms, rate, raw["labels"]))
             iteration += 1
             self.after_iteration(iteration, total)
             if len(waiting) == self.log_every:
@@ -170,13 +171,18 @@ class Trainer:
         self.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
         self._average_gradients()  # before they are checked: a process that overflows makes all skip the update
         self.scaler.unscale_(optimiser)
-        method.observe()
+        if not self.scaler.is_enabled() or self._finite_gradients():  # an overflow, whose update is skipped, is nothing to learn from
+            method.observe()
         penalties = method.penalties()
         if penalties:  # equal on every process, so not averaged
             torch.stack(list(penalties.values())).sum().backward()
         self.scaler.step(optimiser)
         self.scaler.update()
         return {name: term.detach() for name, term in {**terms, **penalties}.items()}, optimiser.param_groups[0]["lr"]
+
+    def _finite_gradients(self) -> bool:
+        gradients = (p.grad for p in self.method.network.parameters() if p.grad is not None)
+        return bool(torch.stack([g.isfinite().all() for g in gradients]).all())
 
     def _average_gradients(self) -> None:
         """Gradients of the whole batch: the mean over the processes that train together."""
@@ -189,17 +195,18 @@ class Trainer:
         for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             g.copy_(part.view_as(g))
 
-    def _report(self, phase: Phase, epoch: int, total: int, waiting: list[tuple[int, dict[str, Tensor], float]]) -> None:
+    def _report(self, phase: Phase, epoch: int, total: int, waiting: list[tuple[int, dict[str, Tensor], float, Tensor]]) -> None:
         """Read waiting losses from the device, check and pass them on."""
         if not waiting:
             return
-        values = distributed.mean(torch.stack([term.float() for _, terms, _ in waiting for term in terms.values()])).tolist()
-        for iteration, terms, rate in waiting:
+        values = distributed.mean(torch.stack([term.float() for _, terms, *_ in waiting for term in terms.values()])).tolist()
+        for iteration, terms, rate, labels in waiting:
             floats = {name: values.pop(0) for name in terms}
             for name, value in floats.items():
                 if not math.isfinite(value):
+                    cause = "; the batch has no labelled pixel" if (labels == IGNORE).all() else ""
                     raise TrainingError(
                         f"step {self.method.step.index}, {phase.name}, epoch {epoch}, iteration {iteration}: loss term {name!r} is {value} "
-                        f"(terms {floats}, learning rate {rate:.3g}, {self.precision})"
+                        f"(terms {floats}, learning rate {rate:.3g}, {self.precision}{cause})"
                     )
             self.on_iteration(phase, epoch, iteration, total, floats, rate)

@@ -162,11 +162,13 @@ class DKD(Method):
 
     def start_step(self) -> None:
         if self.step.index and self.config.memory_size:
-            drawn = replay.draw_memory(self.data, self.previous, self.classes_of_candidates, self.config.memory_size, "center-crop")
-            self.state[replay.STATE] = drawn
+            classes = self.classes_of_candidates
+            self.state[replay.STATE] = replay.draw_memory(self.data, self.previous, classes, self.config.memory_size)
 
     def classes_of_candidates(self, batch: Batch) -> Sequence[Sequence[int] | None]:
-        """What images of the previous step show: their labels, from the third step on completed by the previous network."""
+        """What images of the previous step show in a random crop (as in EIR; the specification does not say for DKD-M): their labels, from the
+        third step on completed by the previous network.
+        """
         labels = batch.labels
         if self.step.index > 1:
             labels = foreground_pseudo_labels(batch.teacher.logits, labels, self.config.memory_threshold)
@@ -214,6 +216,10 @@ class DKD(Method):
 
     def memory(self) -> list[str]:
         return replay.names(self.state)
+
+    @classmethod
+    def iterations(cls, config: Any, index: int, images: int) -> int:
+        return super().iterations(config, index, images + (config.memory_size if index else 0))
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from bench.data.loader import Images, Sample
     from bench.method import Batches
+    from bench.protocol import Protocol
     from bench.train import Batch
 
 PLACES = 3
@@ -252,10 +253,6 @@ class EIR(DKD):
     def start_step(self) -> None:
         if not self.step.index:
             return
-        if self.config.index == "as_published" and len(self.step.classes) == 1:
-            raise UserError(
-                f"{self.data.protocol.label}, step {self.step.index}: eir.index = 'as_published' is infinite in a step with one class; use 'fixed'"
-            )
         if self.config.memory_size:
             classes = self.classes_of_candidates
             self.state[replay.STATE] = replay.draw_memory(self.data, self.previous, classes, self.config.memory_size)
@@ -336,6 +333,12 @@ class EIR(DKD):
                 if c in self.buckets:
                     pastes.append(Paste(row, c, self.rng.choice(self.buckets[c]), self.rng.getrandbits(62), self.rng.random(), place))
         return pastes
+
+    @classmethod
+    def check(cls, config: Any, protocol: Protocol) -> None:
+        alone = [t for t, group in enumerate(protocol.groups) if t and len(group) == 1]
+        if config.index == "as_published" and alone:
+            raise UserError(f"{protocol.label}, step {alone[0]}: eir.index = 'as_published' is infinite in a step with one class; use 'fixed'")
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

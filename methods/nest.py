@@ -255,8 +255,9 @@ class NeST(Wrapper):
         return [pretuning, *super().phases()]
 
     @classmethod
-    def epochs(cls, config: Any, index: int) -> int:
-        return super().epochs(config, index) + (config.pretuning_epochs if index else 0)
+    def iterations(cls, config: Any, index: int, images: int) -> int:
+        pretuning = images // config.batch_size * config.pretuning_epochs if index else 0
+        return super().iterations(config, index, images) + pretuning
 
     def observe(self) -> None:
         if self.transformation is None:

@@ -29,7 +29,6 @@ class PathIntegral(Recorder):
 
     def begin(self, parameters: Tensors, previous: Mapping[str, Any]) -> None:
         self.fill("path", {p: torch.zeros_like(v) for p, v in parameters.items()})
-        self.fill("start", {p: v.clone() for p, v in parameters.items()})
         self.fill("score", self.saved("score", previous))
 
     def update(self, gradients: Tensors, parameters: Tensors) -> None:
@@ -39,8 +38,9 @@ class PathIntegral(Recorder):
             way = torch._foreach_mul(list(gradients.values()), torch._foreach_sub(last, now))
             torch._foreach_add_(self.listed("path", parameters), way)
             torch._foreach_copy_(last, now)
-        else:
-            self.fill("last", {p: v.clone() for p, v in parameters.items()})
+        else:  # nothing has moved yet
+            for kind in ("start", "last"):
+                self.fill(kind, {p: v.clone() for p, v in parameters.items()})
 
     def finish(self, parameters: Tensors) -> None:
         for p, value in parameters.items():

@@ -217,10 +217,13 @@ class PLOP(Method):
 
     def find_thresholds(self) -> Tensor:
         """One pass of the old network over the step's augmented images, as epoch 0 will draw them."""
+        from bench.distributed import summed
+
         assert self.teacher is not None
         found = EntropyThresholds(self.step.n_old, self.step.n_classes, self.config.base_threshold)
         for batch in self.data.stream(epoch=0):
             found.update(batch.teacher.logits, batch.labels)
+        found.histogram = summed(found.histogram.to(next(self.teacher.parameters()).device))
         return found.thresholds()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

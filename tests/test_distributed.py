@@ -46,10 +46,11 @@ def train(plan: Plan, store: Store, keys: Sequence[str], world: int) -> list[tup
     return [(process.returncode, error) for process in processes for _, error in [process.communicate()]]
 
 
-def test_two_processes_train_as_one_does_and_a_batch_that_does_not_divide_is_refused(toy: Callable[..., Path]) -> None:
-    """The second step of MiB: a network with a teacher and two loss terms; the learning rate is small because rounding errors grow."""
+@pytest.mark.parametrize("method", ["mib", "plop"])
+def test_two_processes_train_as_one_does_and_a_batch_that_does_not_divide_is_refused(toy: Callable[..., Path], method: str) -> None:
+    """The second step: a network with a teacher, two loss terms, and PLOP's thresholds; the learning rate is small because rounding errors grow."""
     protocol, common = str(toy(then=2)), ["epochs=2", "first_epochs=2", "crop=32", "lr=0.001"]
-    plan, odd = (make_plan([protocol], ["mib"], overrides=[*common, f"batch_size={n}"]) for n in (4, 3))
+    plan, odd = (make_plan([protocol], [method], overrides=[*common, f"batch_size={n}"]) for n in (4, 3))
     one, two = Store("one"), Store("two")
     first, second = plan.jobs
     refused = next(iter(odd.jobs))

@@ -78,6 +78,8 @@ def test_old_new_all() -> None:
     means = metrics.old_new_all(np.array([0.9, 0.5, np.nan, 0.1]), 3)
     assert means == pytest.approx({"old": 0.7, "new": 0.1, "all": 0.5})
     assert np.isnan(metrics.old_new_all(np.array([0.9, 0.5]), 2)["new"])
+    mbs = metrics.old_new_all(np.array([0.9, 0.5, np.nan, 0.1]), 3, CONVENTIONS["mbs"])
+    assert mbs == pytest.approx({"old": 0.5, "new": 0.1, "all": 0.5})  # background counts in all, but is not an old class
 
 
 def test_weights_count_an_image_several_times() -> None:

@@ -73,6 +73,31 @@ def test_other_photographs_with_the_same_masks_are_another_data_set(toy: Toy, in
     assert not set(before.jobs) & set(after.jobs)
 
 
+def test_saliency_maps_are_part_of_the_key_of_jobs_that_read_them(toy: Toy, in_tmp: Path) -> None:
+    protocol = str(toy())
+
+    def first(method: str) -> str:
+        return make_plan([protocol], [method], overrides=["batch_size=4"]).chains[0].keys[0]
+
+    with_maps, without = first("ssul"), first("ft")
+    path = in_tmp / "toy/saliency/train003.png"
+    path.write_bytes(path.read_bytes() + b"more")
+    assert first("ssul") != with_maps
+    assert first("ft") == without
+    path.unlink()
+    with pytest.raises(UserError, match=r"1 of 24 saliency maps are missing, the first is .*train003\.png; ssul needs them"):
+        first("ssul")
+    make_plan([protocol], ["ssul"], overrides=["batch_size=4", "saliency=all"])
+
+
+def test_phases_and_memories_count_as_work(toy: Toy) -> None:
+    plan = make_plan([str(toy(then=2))], ["nest+mib", "dkd@m"], overrides=["batch_size=4", "epochs=3", "nest+mib.pretuning_epochs=2"])
+    later = {job.method: job for job in plan.jobs.values() if job.step}
+    assert later["nest+mib"].iterations == later["nest+mib"].images // 4 * (3 + 2)
+    memory = later["dkd@m"].settings["memory_size"]
+    assert later["dkd@m"].iterations == (later["dkd@m"].images + memory) // 4 * 3
+
+
 def test_every_job_comes_after_its_parent_and_counts_its_work(toy: Toy) -> None:
     plan = make_plan([str(toy(images=24))], ["ft", "mib", "joint"], overrides=["batch_size=4", "epochs=3", "first_epochs=5"])
     seen: set[str] = set()
@@ -95,6 +120,8 @@ def test_results_of_changed_settings_have_a_name_of_their_own(toy: Toy) -> None:
 
 def test_missing_weights_of_a_recipe_are_said_loudly_and_of_a_user_refused(toy: Toy) -> None:
     protocol = str(toy())
+    with pytest.raises(UserError, match="network = 'small' has no torchvision weights"):
+        make_plan([protocol], ["ft"], overrides=["pretrained=imagenet", "batch_size=4"])
     with pytest.raises(UserError, match=r"--set pretrained=nowhere\.pth: no such file"):
         make_plan([protocol], ["ft"], overrides=["pretrained=nowhere.pth", "batch_size=4"])
 

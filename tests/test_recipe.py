@@ -33,11 +33,6 @@ def test_the_last_layer_wins_and_says_so() -> None:
     assert given.sources["distillation"] == "--set"
 
 
-def test_a_class_order_has_the_recipe_of_its_protocol() -> None:
-    assert resolve(method("mib"), load("voc-15-1-b"), "published").config.distillation == 100
-    assert resolve(method("plop"), load("voc-10-10"), "published").config.epochs == 30  # not that of voc-10-1
-
-
 def test_published_settings_of_the_table() -> None:
     plop = resolve(method("plop"), load("ade-100-5"), "published").config
     assert (plop.pod, plop.pod_logits, plop.epochs, plop.label_rule) == (0.001, 0.00001, 60, "plop")
@@ -84,6 +79,17 @@ def test_step_0_settings_are_folded_in_and_later_ones_left_out() -> None:
     assert later["threshold"] == 0.7
     assert "pretrained" in first
     assert "pretrained" not in later
+
+
+def test_a_protocols_values_are_not_those_of_its_class_orders() -> None:
+    usual, permuted = (resolve(method("mib"), load(name), "published").config.distillation for name in ("voc-15-1", "voc-15-1-b"))
+    assert (usual, permuted) == (100.0, 10.0)
+
+
+def test_a_variant_has_values_of_its_own_in_a_track() -> None:
+    published, small = (resolve(method("nest@swin+mib"), VOC, track).config for track in ("published", "small"))
+    assert (published.network, small.network) == ("deeplab-abn-swin-b", "small-swin")
+    assert small.pretrained == ""
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_a_loss_that_is_not_finite_stops_the_job_with_its_name(toy: Toy, in_tmp:
     with pytest.raises(TrainingError, match=r"step 0, training, epoch \d, iteration \d+: loss term 'ce' is (nan|inf)"):
         StepJob(store, key).run()
     assert not store.done(key)
+
+
+def test_a_batch_without_a_labelled_pixel_is_named_as_the_cause(toy: Toy, in_tmp: Path, quick: list[str]) -> None:
+    plan = make_plan([str(toy())], ["mbs"], overrides=quick)
+    store = Store("results")
+    store.make()
+    key, job = next(iter(plan.jobs.items()))
+    store.open_work(key, record(job, plan))
+
+    class Void(StepJob):
+        def attach(self, classifier: str) -> None:
+            super().attach(classifier)
+            self.data.train.table = np.full(256, 255, np.uint8)
+            self.data.train.__post_init__()
+
+    with pytest.raises(TrainingError, match=r"is nan .*the batch has no labelled pixel"):
+        Void(store, key).run()
+
+
+def test_an_overflow_in_half_precision_leaves_no_importance(toy: Toy, in_tmp: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = functools.partial(torch.amp.GradScaler, init_scale=2.0**120, backoff_factor=2.0**-60)
+    monkeypatch.setattr(torch.amp, "GradScaler", eager)
+    plan = make_plan([str(toy(then=2))], ["ewc", "rw", "pi"], overrides=[*quick, "precision=fp16"])
+    store = Store("results")
+    run_plan(plan, store)
+    for key in plan.jobs:
+        left = read_tensors(store.artifact(key) / "state.safetensors")[0]
+        assert left
+        assert all(np.isfinite(value).all() for value in left.values())
 
 
 def test_importances_are_recorded_at_step_0_and_handed_on(toy: Toy, in_tmp: Path, quick: list[str]) -> None:

@@ -49,6 +49,27 @@ def class_index(dataset: Dataset, data_root: str | Path | None = None, split: st
     return _class_index(locate(dataset, data_root)[split])
 
 
+def saliency_fingerprint(dataset: Dataset, data_root: str | Path | None = None) -> str:
+    """A digest of the training images' saliency maps; the size of each in bytes stands for its content.
+
+    Raises:
+        UserError: this data set has no saliency maps, or some are missing.
+    """
+    files = locate(dataset, data_root)["train"]
+    digest, missing = hashlib.sha256(), []
+    for name in files.names:
+        path = files.saliency(name)
+        if path is None:
+            raise UserError(f"data set {dataset.name!r} has no saliency maps")
+        try:
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+        except OSError:
+            missing.append(path)
+    if missing:
+        raise UserError(f"data set {dataset.name!r}: {len(missing)} of {len(files.names)} saliency maps are missing, the first is {missing[0]}")
+    return digest.hexdigest()[:16]
+
+
 def _class_index(files: Files) -> ClassIndex:
     places = _places(files)
     for place in places:

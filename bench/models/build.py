@@ -194,6 +194,11 @@ def check_network(name: str, classifier: str = "linear") -> None:
         raise UserError(f"network = {name!r}: has no tokens for a mask transformer to read; allowed: {able}")
 
 
+def torchvision_weights(name: str) -> str:
+    """Name of a network's ImageNet weights in torchvision; "" if it has none there."""
+    return NETWORKS[name].weights
+
+
 def build_network(name: str, sizes: Sequence[int], classifier: str = "linear", norm: str = "abn") -> Network:
     """A freshly initialised network.
 

@@ -270,7 +270,7 @@ def numbers(sections: Iterable[Section]) -> pd.DataFrame:
                     for result in results:
                         where = (result.network, chain.label, chain.title, result.memory, seed, result.step, chain.steps, name)
                         iou = _iou(result, name)
-                        means = old_new_all(iou, section.n_first)
+                        means = old_new_all(iou, section.n_first, CONVENTIONS[name])
                         everywhere.append(means["all"])
                         for quantity, value in means.items():
                             rows.append((*about, *where, quantity, None, None, 100 * value, result.key))
