@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ def run(
     protocol: str | Sequence[str],
     methods: str | Sequence[str],
     track: str | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: int | Sequence[int] = (0,),
     set: Sequence[str] | Mapping[str, Any] = (),
     setting: str | None = None,
     data_root: str | Path | None = None,
@@ -64,14 +63,20 @@ def run(
     Raises:
         bench.errors.UserError: for anything that can be mended before training.
     """
+    from bench.errors import UserError
     from bench.launch import Driver, make_executor
     from bench.plan import make_plan
     from bench.status import Display
-    from bench.store import Store
+    from bench.store import Store, check_writable
 
+    seeds = [seeds] if isinstance(seeds, int) else seeds
     overrides = [f"{key}={value}" for key, value in set.items()] if isinstance(set, Mapping) else list(set)
     plan = make_plan(_list(protocol), _list(methods), track, seeds, overrides, setting, data_root, smoke)
     store = Store(results, smoke)
+    try:
+        check_writable(Path(reports))
+    except OSError as error:
+        raise UserError(f"report folder {reports}: cannot be written ({error.strerror}); choose another with --out DIR") from None
     executor = make_executor(cluster, store, jobs, profile)
     with Display(plan, store, live=show) as display:
         for warning in plan.warnings:
@@ -82,12 +87,13 @@ def run(
     written: Mapping[str, Path] = {}
     if not detach and not outcome.stopped and any(True for _ in store.links()):
         names = sorted({chain.protocol.label for chain in plan.chains})
-        written = report(store.root, Path(reports) / "smoke" if smoke else reports, smoke=False)
         if show:
             from bench.reporting import terminal_text
 
             print(terminal_text(store, names), flush=True)
-            print("\n".join(str(path) for path in written.values()), file=sys.stdout)
+        written = report(results, reports, smoke=smoke)
+        if show:
+            print("\n".join(str(path) for path in written.values()), flush=True)
     return Run(plan, outcome, written)
 
 
@@ -95,7 +101,7 @@ def report(
     results: str | Path | None = None,
     out: str | Path = "reports",
     convention: str = "default",
-    protocol: Sequence[str] | None = None,
+    protocol: str | Sequence[str] | None = None,
     smoke: bool = False,
 ) -> Mapping[str, Path]:
     """Render what is in the results folder.
@@ -105,7 +111,7 @@ def report(
         out: where the files go.
         convention: how mIoU is averaged (bench list conventions).
         protocol: these protocols only.
-        smoke: of smoke runs.
+        smoke: of smoke runs; the files go to a folder "smoke" in `out`.
 
     Returns:
         Paths by format: "markdown", "html", "latex", "csv".
@@ -113,7 +119,8 @@ def report(
     from bench.reporting import render_all
     from bench.store import Store
 
-    return render_all(Store(results, smoke), Path(out), convention, protocol)
+    folder = Path(out) / "smoke" if smoke else Path(out)
+    return render_all(Store(results, smoke), folder, convention, None if protocol is None else _list(protocol))
 
 
 def _list(value: str | Sequence[str]) -> list[str]:

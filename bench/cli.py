@@ -6,12 +6,13 @@ import argparse
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from bench.errors import UserError
+from bench.errors import UserError, unknown
 
 EXAMPLES = {
     "": """examples:
@@ -41,9 +42,19 @@ EXAMPLES = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, with the nearest word that is allowed."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            message = str(unknown("word", wrong[1], re.findall(r"[\w-]+", wrong[2])))
+        self.exit(2, f"bench: error: {message} (see {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="bench", description="Benchmark harness for class-incremental semantic segmentation.", epilog=EXAMPLES[""],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -63,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     again = run.add_argument_group("what is done again")
     again.add_argument("--force", action="store_true", help="train every job of the plan again, also those that are done")
     again.add_argument("--keep-failed", action="store_true", help="leave failed jobs as they are (default: they are retried, from their last epoch)")
+    run.add_argument("--out", metavar="DIR", default="reports", help="where the report goes (default: reports)")
     run.add_argument("--dry-run", action="store_true", help="only print the plan, as bench plan does")
     run.add_argument("--json", action="store_true", help="with --dry-run: for machines")
 
@@ -131,10 +143,9 @@ def _results_option(p: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _seeds(text: str) -> list[int]:
@@ -167,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away
+    except BrokenPipeError:  # the reader of a pipe went away; what a run could not say to the end is not known to be well
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(args.command == "run")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -192,12 +203,14 @@ def _make_plan(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _plan(args)
+    if args.json:
+        raise UserError("--json: prints the plan of --dry-run; of a run itself, bench status --json")
     from bench import api
 
     run = api.run(
         protocol=_names(args.protocol), methods=_names(args.methods), track=args.track, seeds=_seeds(args.seeds), set=args.overrides,
         setting=args.setting, data_root=args.data_root, results=args.results, cluster=args.cluster, jobs=args.jobs, profile=args.profile,
-        smoke=args.smoke, force=args.force, keep_failed=args.keep_failed, detach=args.detach, show=True,
+        smoke=args.smoke, force=args.force, keep_failed=args.keep_failed, detach=args.detach, show=True, reports=args.out,
     )  # fmt: skip
     return 130 if run.outcome.stopped else int(not run.outcome.ok)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import shipped
 from bench.errors import UserError, unknown
-from bench.plan import Chain, Job, Plan
+from bench.plan import Chain, Job, Plan, content_key
 from bench.store import Store, read_json, write_json
 
 if TYPE_CHECKING:
@@ -273,20 +273,21 @@ class Driver:
             write_json((self.store.root / chain.place(0, folder)).parent.parent / "chain.json", describe(chain))
 
     def _folder(self, chain: Chain) -> str:
-        """results/<protocol>; another data set under the same protocol gets a folder of its own, so that no table mixes them."""
+        """results/<protocol>; other data or another class order under the same name gets a folder of its own, so that no table mixes them."""
         inputs = self.plan.jobs[chain.keys[0]].inputs
-        fingerprint = f"{inputs['data']['train']}-{inputs['data']['test']}"
+        groups = [list(group) for group in chain.protocol.groups]
+        same = {"fingerprint": f"{inputs['data']['train']}-{inputs['data']['test']}", "groups": groups}
         label = chain.protocol.label
-        for name in (label, f"{label}~{fingerprint[:6]}"):
+        for name in (label, f"{label}~{content_key(same)[:6]}"):
             path = self.store.root / name / "data.json"
             known = read_json(path)
             if known is None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"fingerprint": fingerprint, "root": self.plan.data_root, "data_set": chain.protocol.dataset.title})
+                write_json(path, {**same, "root": self.plan.data_root, "data_set": chain.protocol.dataset.title})
                 return name
-            if known["fingerprint"] == fingerprint:
+            if all(known.get(key) == value for key, value in same.items()):
                 return name
-        raise UserError(f"{self.store.root / label}: two data sets share the fingerprint {fingerprint[:6]}")
+        raise UserError(f"{self.store.root / name}: holds the results of other data or another class order; use another --results DIR")
 
 
 def _longest_first(plan: Plan) -> dict[str, Job]:

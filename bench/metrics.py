@@ -222,4 +222,4 @@ def read_counts(path: Path) -> Counts:
             rows = tuple(int(c) for c in z["rows"])
             return Counts(tuple(map(str, z["images"])), z["shows_seen"], rows, int(z["n_classes"]), z["entries"], z["values"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cut off or damaged ({error}); run its job again with --force") from None
+        raise UserError(f"{path}: cut off or damaged ({error}); delete the folder {path.parent} and run the same command again") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,6 +165,8 @@ def make_plan(
     Raises:
         UserError: for anything that would make a job fail before it starts.
     """
+    if not protocols:
+        raise UserError("--protocol: empty; name at least one (bench list protocols)")
     specs = [method(name) for name in dict.fromkeys(methods)]
     if not specs:
         raise UserError("--methods: empty; name at least one (bench list methods)")
@@ -184,7 +187,7 @@ def make_plan(
         if name not in saliency:
             saliency[name] = functools.cache(functools.partial(saliency_fingerprint, protocol.dataset, data_root))
         expansion = _Expansion(protocol, loaded[name], saliency[name])
-        at_once = joint.setdefault((name, protocol.order), _Expansion(protocol.at_once(), loaded[name], saliency[name]))
+        at_once = joint.setdefault((name, protocol.order, protocol.setting), _Expansion(protocol.at_once(), loaded[name], saliency[name]))
         for spec in specs:
             used = track or protocol.dataset.track
             recipe = resolve(spec, protocol, used, overrides_for(spec, parsed, specs))
@@ -214,7 +217,7 @@ def with_weights(recipe: Recipe) -> tuple[Recipe, str]:
     if name in ("", "imagenet"):
         return recipe, ""
     for path in (Path(name), Path("pretrained") / name):
-        if path.is_file():
+        if os.path.isfile(path):  # unlike the method, False also for a name too long
             return replace(recipe, config=recipe.config.model_copy(update={"pretrained": str(path.resolve())})), ""
     if recipe.sources["pretrained"] == "--set":
         raise UserError(f"--set pretrained={name}: no such file here or in ./pretrained")

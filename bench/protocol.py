@@ -20,6 +20,7 @@ from typing import Any
 from bench import shipped
 from bench.data.dataset import Dataset, load_dataset
 from bench.errors import UserError, unknown
+from bench.store import RESERVED
 
 SETTINGS = ("overlapped", "disjoint", "partition")
 KEYS = ("title", "dataset", "setting", "first", "then", "order", "steps", "partition_of")
@@ -200,11 +201,14 @@ def load(name: str | Path, setting: str | None = None) -> Protocol:
         if path.suffix == ".toml" and path == Path(name):
             raise UserError(f"{path}: no such protocol file")
         raise unknown("protocol", name, names())
+    return parse(_read(path), path, setting)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from None
-    return parse(content, path, setting)
 
 
 def parse(content: dict[str, Any], path: Path, setting: str | None = None) -> Protocol:
@@ -218,11 +222,15 @@ def parse(content: dict[str, Any], path: Path, setting: str | None = None) -> Pr
     chosen = setting or content.get("setting", "overlapped")
     if chosen not in SETTINGS:
         raise unknown("setting", chosen, SETTINGS, where="--setting" if setting else f"{path}: setting")
+    if path.stem in RESERVED or path.stem.startswith("."):
+        raise UserError(f"{path}: a protocol cannot be called {path.stem!r}: results keep other things under that name")
     groups = _groups(content, dataset, path)
     partition: tuple[tuple[int, ...], ...] = ()
     if "partition_of" in content:
-        fine = load(path.parent / f"{content['partition_of']}.toml")
-        partition = fine.groups
+        finer = path.parent / f"{content['partition_of']}.toml"
+        if not finer.is_file():
+            raise UserError(f"{path}: partition_of: {finer}: no such protocol file")
+        partition = _groups(_read(finer), dataset, finer)
         if any(not any(set(group) <= set(coarse) for coarse in groups) for group in partition):
             raise UserError(f"{path}: partition_of: the steps of {content['partition_of']!r} do not refine the steps here")
     return Protocol(path.stem, dataset, chosen, groups, str(content.get("title", "")), partition)

@@ -18,6 +18,7 @@ puts what holds around one of them alone into [on.<method>.method] and [on.<meth
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from bench.registry import MethodSpec
 
 TRACKS = ("published", "controlled", "small")
+LABEL_LENGTH = 120
+"""Settings in a label, which is a folder's name, are cut here."""
 TRACK_FILE = Path(__file__).resolve().parent / "tracks.toml"
 
 
@@ -52,7 +55,7 @@ class Settings(BaseModel):
     Fields that begin with `first_` replace the field of the same name at step 0 (None: no difference).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     network: str = "deeplab-abn-resnet101"
     """Body and head; `bench list networks` names them."""
@@ -225,12 +228,17 @@ def resolve(spec: MethodSpec, protocol: Protocol, track: str, overrides: Sequenc
         key = str(first["loc"][0])
         raise UserError(f"{sources[key]}: {spec.name}.{key} = {first['input']!r}: {first['msg']}") from None
     given = ",".join(f"{key}={value}" for key, value in sorted(overrides)).replace("/", ":")  # a label is a folder's name
+    if len(given) > LABEL_LENGTH:
+        given = f"{given[:LABEL_LENGTH]}~{hashlib.sha256(given.encode()).hexdigest()[:8]}"
     return Recipe(config, sources, f"{spec.name}[{given}]" if given else spec.name)
 
 
 def parse_overrides(items: Sequence[str]) -> list[tuple[str, str, Any]]:
-    """`key=value` or `method.key=value` of --set as (method or "", key, value); values are read as TOML, else as text."""
-    parsed = []
+    """`key=value` or `method.key=value` of --set as (method or "", key, value); values are read as TOML, else as text.
+
+    Of a key that is given twice the last value counts.
+    """
+    parsed: dict[tuple[str, str], Any] = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name.strip():
@@ -240,8 +248,8 @@ def parse_overrides(items: Sequence[str]) -> list[tuple[str, str, Any]]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        parsed.append((method, key, value))
-    return parsed
+        parsed[method, key] = value
+    return [(method, key, value) for (method, key), value in parsed.items()]
 
 
 def overrides_for(spec: MethodSpec, parsed: Sequence[tuple[str, str, Any]], everybody: Sequence[MethodSpec]) -> list[tuple[str, Any]]:

@@ -240,6 +240,8 @@ def plan_text(plan: Plan, store: Store, force: bool = False) -> str:
     """One row a job; jobs that differ in their seed alone share a row."""
     known = store.keys()
     states = {key: store.state(key).state if key in known else "waiting" for key in plan.jobs}
+    if force:
+        states = {key: f"{state}, again" if state == "done" else state for key, state in states.items()}
     alike: dict[tuple[Any, ...], list[str]] = {}
     for key, job in plan.jobs.items():
         users = plan.users(key)

@@ -199,7 +199,8 @@ class Display:
 
     def _result(self, key: str) -> str:
         scores = (read_json(self.store.artifact(key) / "metrics.json") or {}).get("scores", {}).get("default", {})
-        return "mIoU " + ", ".join(f"{name} {100 * scores[name]:.1f}" for name in ("old", "new", "all") if scores.get(name) is not None)
+        parts = ("all",) if self.plan.jobs[key].step == 0 else ("old", "new", "all")  # there is nothing old before the second step
+        return "mIoU " + ", ".join(f"{name} {100 * scores[name]:.1f}" for name in parts if scores.get(name) is not None)
 
     def _table(self, driver: Driver) -> Any:
         """What runs, one line each, and how far the whole is; where there is little room, names are shortened."""

@@ -178,14 +178,18 @@ class StepJob:
     def resume_or_start(self) -> tuple[int, int, dict[str, Any] | None]:
         """(phase, epochs done in it, optimiser state): from the checkpoint if there is one, else the step begins."""
         path = self.folder / CHECKPOINT
-        if not path.exists():
+        try:
+            tensors, values = read_tensors(path) if path.exists() else ({}, None)
+        except UserError as error:
+            print(f"WARNING: {error}; the step begins anew", flush=True)
+            values = None
+        if values is None:
             torch.manual_seed(mix(self.seed, "start", self.index))
             if self.index:
                 self.method.init_classifier()
             self.method.start_step()
             self.journal.rewind(0)
             return 0, 0, None
-        tensors, values = read_tensors(path)
         fill(self.method.network, unscoped("network", tensors), path)
         self.method.state.update({name: t.to(self.device) for name, t in unscoped("state", tensors).items()})
         self.method.state.update(values["state"])

@@ -74,6 +74,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged: {error}; delete it and run again") from None
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder and write into it; OSError if that cannot be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{os.getpid()}"
+    probe.write_text("")
+    probe.unlink()
+
+
 @contextlib.contextmanager
 def hold(lock: Path) -> Iterator[None]:
     """Hold a lock, waiting until nobody else does. It goes when the process goes, however that ends."""
@@ -123,10 +131,7 @@ class Store:
         """Create the folder and make sure that it can be written."""
         try:
             for name in ("jobs", "work", "logs", "runs"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            probe = self.root / "work" / f".probe-{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+                check_writable(self.root / name)
         except OSError as error:
             raise UserError(f"results folder {self.root}: cannot be written ({error.strerror}); choose another with --results DIR") from None
 

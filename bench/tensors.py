@@ -31,13 +31,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         UserError: missing, cut off or damaged.
     """
     if not path.is_file():
-        raise UserError(f"{path}: missing; run its job again with --force")
+        raise UserError(f"{path}: missing; delete the folder {path.parent} and run the same command again")
     try:
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {}).get("values", "null"))
             return {name: file.get_tensor(name) for name in file.offset_keys()}, values
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cut off or damaged ({error}); delete it and run again, with --force if it lies in jobs/") from None
+        raise UserError(f"{path}: cut off or damaged ({error}); delete the folder {path.parent} and run the same command again") from None
 
 
 def scoped(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

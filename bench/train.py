@@ -181,8 +181,8 @@ class Trainer:
         return {name: term.detach() for name, term in {**terms, **penalties}.items()}, optimiser.param_groups[0]["lr"]
 
     def _finite_gradients(self) -> bool:
-        gradients = (p.grad for p in self.method.network.parameters() if p.grad is not None)
-        return bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+        finite = [p.grad.isfinite().all() for p in self.method.network.parameters() if p.grad is not None]
+        return not finite or bool(torch.stack(finite).all())
 
     def _average_gradients(self) -> None:
         """Gradients of the whole batch: the mean over the processes that train together."""

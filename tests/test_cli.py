@@ -63,6 +63,7 @@ def test_report_does_not_import_torch(toy: Toy, quick: list[str], in_tmp: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert {path.parent.as_posix() for path in Path("reports").rglob("*.*")} == {"reports/smoke"}
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "list", "show", "status", "report", "new-method"])
@@ -83,6 +84,12 @@ def test_a_user_error_is_one_line_and_status_2(in_tmp: Path) -> None:
         (["run", "--protocol", "shapes-6-2", "--methods", "ft", "--track", "tiny"], "unknown track 'tiny'"),
         (["plan", "--protocol", "shapes-6-2", "--methods", "ft", "--seeds", "a"], "--seeds a: write whole numbers"),
         (["show", "method", "plob"], "did you mean 'plop'"),
+        (["run", "--protocol", ",", "--methods", "ft"], "--protocol: empty"),
+        (["run", "--protocol", "shapes-6-2", "--methods", "ft", "--json"], "--json: prints the plan of --dry-run"),
+        (["list", "protcols"], "did you mean 'protocols'"),
+        (["frob"], "unknown word 'frob'"),
+        (["run", "--protocol", "shapes-6-2"], "required: --methods"),
+        (["run", "--protocol", "shapes-6-2", "--methods", "ft", "--jobs", "0"], "'0' is not a whole number of at least 1"),
     ):
         status, out, error = run(*arguments)
         assert status == 2, arguments

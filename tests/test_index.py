@@ -15,17 +15,76 @@ from bench.protocol import load
 Toy = Callable[..., Path]
 
 
-def test_an_index_says_what_the_masks_show_and_is_written_once(toy: Toy, in_tmp: Path) -> None:
+def test_an_index_says_what_the_masks_show_and_is_written_once(toy: Toy, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load(toy(n_classes=4)).dataset
     index = class_index(dataset)
     for name, shows in zip(index.names, index.presence, strict=True):
         mask = np.asarray(Image.open(in_tmp / f"toy/masks/{name}.png"))
         assert {c for c in range(1, 5) if shows >> c & 1} == set(np.unique(mask)) - {0, 255}
     written = in_tmp / "toy/class-index/train.txt"
-    assert written.read_text().splitlines()[2].split()[0] == index.names[0]
-    for mask in (in_tmp / "toy/masks").iterdir():
-        mask.unlink()
-    assert class_index(dataset) == index  # no mask is opened again
+    assert written.read_text().splitlines()[3].split()[0] == index.names[0]
+    monkeypatch.setattr("bench.data.index.build", lambda files: pytest.fail("a mask is opened again"))
+    assert class_index(dataset) == index
+
+
+def test_a_file_that_changed_after_it_was_indexed_is_noticed(toy: Toy, in_tmp: Path) -> None:
+    dataset = load(toy(n_classes=4)).dataset
+    before = class_index(dataset)
+    path = in_tmp / "toy/masks/train005.png"
+    Image.fromarray(np.full((32, 32), 4, np.uint8)).save(path)
+    after = class_index(dataset)
+    assert after.presence[5] == 1 << 4
+    assert after.fingerprint != before.fingerprint
+    Image.fromarray(np.full((32, 32), 77, np.uint8)).save(path)
+    with pytest.raises(UserError, match=r"train005\.png: value 77 is no class"):
+        class_index(dataset)
+
+
+@pytest.mark.parametrize(("suffix", "keep"), [("png", 40), ("png", -30), ("jpg", 40), ("jpg", -30), ("jpg", 0)])
+def test_an_image_that_is_cut_off_is_refused_before_anything_is_trained(toy: Toy, in_tmp: Path, suffix: str, keep: int) -> None:
+    path = toy(size=64)
+    if suffix == "jpg":
+        for image in (in_tmp / "toy/images").iterdir():
+            Image.open(image).save(image.with_suffix(".jpg"))
+        settings = in_tmp / "toy-set.toml"
+        settings.write_text(settings.read_text().replace('image = "images/{name}.png"', 'image = "images/{name}.jpg"'))
+    damaged = in_tmp / f"toy/images/train007.{suffix}"
+    damaged.write_bytes(damaged.read_bytes()[:keep])
+    with pytest.raises(UserError, match=rf"train007\.{suffix}: cannot decode this image"):
+        class_index(load(path).dataset)
+
+
+def test_an_image_with_something_after_its_end_is_whole(toy: Toy, in_tmp: Path) -> None:
+    dataset = load(toy()).dataset
+    path = in_tmp / "toy/images/train007.png"
+    path.write_bytes(path.read_bytes() + b"camera" * 500)
+    class_index(dataset)
+
+
+def test_a_mask_of_three_channels(toy: Toy, in_tmp: Path) -> None:
+    dataset = load(toy()).dataset
+    path = in_tmp / "toy/masks/train005.png"
+    Image.open(path).convert("RGB").save(path)
+    with pytest.raises(UserError, match=r"train005\.png: mode 'RGB' is not one byte a pixel"):
+        class_index(dataset)
+
+
+def test_a_list_that_is_no_text(toy: Toy, in_tmp: Path) -> None:
+    path = toy()
+    (in_tmp / "toy/train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"train\.txt: cannot read this image list"):
+        class_index(load(path).dataset)
+
+
+def test_a_drawn_data_set_does_not_need_the_root_of_another(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (in_tmp / "elsewhere").mkdir()
+    monkeypatch.setenv("CISS_BENCH_DATA", str(in_tmp / "elsewhere"))
+    drawn = in_tmp / "data/shapes-v9"
+    for place, text in (("train.txt", "a\n"), ("test.txt", "b\n")):
+        (drawn / place).parent.mkdir(parents=True, exist_ok=True)
+        (drawn / place).write_text(text)
+    monkeypatch.setattr("bench.data.generators.ensure", lambda dataset: drawn)
+    assert locate(load("shapes-6-2").dataset)["train"].root == drawn
 
 
 def test_a_data_root_that_cannot_be_written_is_indexed_in_the_cache(toy: Toy, in_tmp: Path) -> None:

@@ -7,6 +7,9 @@ import pytest
 
 from bench.errors import UserError
 from bench.plan import Plan, content_key, make_plan
+from bench.protocol import load
+from bench.recipe import resolve
+from bench.registry import method
 
 Toy = Callable[..., Path]
 
@@ -71,6 +74,20 @@ def test_other_photographs_with_the_same_masks_are_another_data_set(toy: Toy, in
         index.unlink()
     after = make_plan([protocol], ["ft"], overrides=["batch_size=4"])
     assert not set(before.jobs) & set(after.jobs)
+
+
+def test_joint_sees_the_images_of_its_own_setting(toy: Toy, in_tmp: Path) -> None:
+    one = toy(first=2, then=1)
+    two = in_tmp / "other.toml"
+    two.write_text(one.read_text() + 'setting = "disjoint"\n')
+    alone = [make_plan([str(path)], ["joint"], overrides=["batch_size=4"]).chains[0].keys for path in (one, two)]
+    assert [chain.keys for chain in make_plan([str(one), str(two)], ["joint"], overrides=["batch_size=4"]).chains] == alone
+
+
+def test_a_label_of_many_settings_is_still_a_folder_name() -> None:
+    labels = [resolve(method("ft"), load("shapes-6-2"), "small", [("pretrained", f"{'w' * 300}{end}")]).label for end in "ab"]
+    assert labels[0] != labels[1]
+    assert all(len(label) < 160 for label in labels)
 
 
 def test_saliency_maps_are_part_of_the_key_of_jobs_that_read_them(toy: Toy, in_tmp: Path) -> None:

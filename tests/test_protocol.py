@@ -197,6 +197,22 @@ def test_a_wrong_file_is_refused_with_file_key_and_cure(tmp_path: Path, text: st
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_under_which_results_keep_other_things(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.toml"
+    path.write_text('dataset = "voc"\nfirst = 15\nthen = 1')
+    with pytest.raises(UserError, match="a protocol cannot be called 'jobs'"):
+        protocol.load(path)
+
+
+def test_a_partition_of_itself_is_no_endless_loop(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('dataset = "voc"\nfirst = 15\nthen = 1\npartition_of = "mine"')
+    assert protocol.load(path).partition_groups == protocol.load(path).groups
+    path.write_text('dataset = "voc"\nfirst = 15\nthen = 1\npartition_of = "yours"')
+    with pytest.raises(UserError, match=r"partition_of: .*yours\.toml: no such protocol file"):
+        protocol.load(path)
+
+
 def test_unknown_protocol_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'voc-15-1'"):
         protocol.load("voc-15-11")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -245,7 +246,9 @@ def test_data_that_changed_since_planning_is_refused(finished_first_step: tuple[
         StepJob(store, list(plan.jobs)[1]).run()
 
 
-def test_a_checkpoint_that_is_cut_off(toy: Toy, in_tmp: Path, quick: list[str]) -> None:
+def test_a_checkpoint_that_is_cut_off_costs_the_step_and_no_more(
+    toy: Toy, in_tmp: Path, quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = make_plan([str(toy())], ["joint"], overrides=quick)
     store = Store("results")
     with pytest.raises(KeyboardInterrupt):
@@ -253,8 +256,11 @@ def test_a_checkpoint_that_is_cut_off(toy: Toy, in_tmp: Path, quick: list[str]) 
     key = next(iter(plan.jobs))
     path = store.work(key) / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"checkpoint\.safetensors: cut off or damaged"):
-        StepJob(store, key).run()
+    StepJob(store, key).run()
+    assert re.search(r"WARNING: .*checkpoint\.safetensors: cut off or damaged .*; the step begins anew", capsys.readouterr().out)
+    whole = Store("whole")
+    run_plan(plan, whole)
+    assert files(store, plan, EXACT) == files(whole, plan, EXACT)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -161,7 +161,7 @@ def locate(dataset: Dataset, data_root: str | Path | None = None) -> dict[str, F
     Args:
         dataset: which one.
         data_root: where the user says it is; else the variable CISS_BENCH_DATA, or the folder of the data set's own
-            TOML file, ./data/<name> and ./data are tried.
+            TOML file, ./data/<name> and ./data are tried. A data set that can be drawn is drawn if it is in none of them.
 
     Returns:
         {"train": Files, "test": Files}.
@@ -173,10 +173,6 @@ def locate(dataset: Dataset, data_root: str | Path | None = None) -> dict[str, F
     bases = [Path(given)] if given else [Path("data") / dataset.name, Path("data")]
     if not given and dataset.source.parent != SETS:  # a user's own data set: beside its TOML file
         bases = [dataset.source.parent, *bases]
-    if dataset.generator and not given:
-        from bench.data import generators
-
-        return locate(dataset, generators.ensure(dataset))
     if given and not Path(given).is_dir():
         raise UserError(f"{'--data-root' if data_root else DATA_ROOT_VARIABLE} {given}: no such folder")
     looked = []
@@ -187,6 +183,11 @@ def locate(dataset: Dataset, data_root: str | Path | None = None) -> dict[str, F
             found = {split: _names(dataset, split, root) for split in ("train", "test")}
             if all(found.values()):
                 return {split: Files(dataset, split, root, tuple(names)) for split, names in found.items()}
+    if dataset.generator:
+        from bench.data import generators
+
+        root = generators.ensure(dataset)
+        return {split: Files(dataset, split, root, tuple(_names(dataset, split, root))) for split in ("train", "test")}
     wanted = " or ".join(dataset.train.lists) or dataset.train.image.format(name="*")
     raise UserError(
         f"data set {dataset.name!r}: not found; looked for {wanted} in {', '.join(map(str, looked))}; say where it is with --data-root DIR"
@@ -198,7 +199,10 @@ def _names(dataset: Dataset, split: str, root: Path) -> Sequence[str]:
     patterns = dataset.train if split == "train" else dataset.test
     for candidate in patterns.lists:
         if (root / candidate).is_file():
-            lines = (root / candidate).read_text(encoding="utf-8").splitlines()
+            try:
+                lines = (root / candidate).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{root / candidate}: cannot read this image list: {error}") from None
             return [_image_name(line.split()[0]) for line in lines if line.strip()]
     if patterns.lists:
         return []

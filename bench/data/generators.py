@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from bench.data.dataset import Dataset
-from bench.errors import unknown
+from bench.errors import UserError, unknown
 
 CACHE = Path("data")
 
@@ -24,11 +24,11 @@ def ensure(dataset: Dataset) -> Path:
     if not root.is_dir():
         aside = CACHE / f".{dataset.name}-{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
-        generator.draw(aside)
         try:
+            generator.draw(aside)
             aside.rename(root)
-        except OSError:
+        except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if not root.is_dir():
-                raise
+            if not root.is_dir():  # else another process was first
+                raise UserError(f"data set {dataset.name!r} cannot be drawn into {root}: {error.strerror}") from None
     return root

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.data.dataset import Dataset, Files, locate
@@ -20,15 +20,23 @@ from bench.errors import UserError
 from bench.progress import track
 
 FINGERPRINT = "# fingerprint "
+STAMP = "# sizes and times "
+TAIL_BYTES = 1024
+"""A whole image ends within this many bytes with its format's end mark; one that does not is decoded to be sure."""
+END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """Names of a split's images in list order, a bit mask of the classes of each, and the fingerprint of the files."""
+    """Names of a split's images in list order, a bit mask of the classes of each, and the fingerprint of the files.
+
+    `stamp` stands for sizes and times of the files when they were read; "" if that is not known.
+    """
 
     names: tuple[str, ...]
     presence: tuple[int, ...]
     fingerprint: str
+    stamp: str = ""
 
     def count(self, c: int) -> int:
         """Number of images that show class `c`."""
@@ -36,7 +44,7 @@ class ClassIndex:
 
 
 def class_indexes(dataset: Dataset, data_root: str | Path | None = None) -> dict[str, ClassIndex]:
-    """The class indexes of "train" and "test": read if they were written before, otherwise made from the masks and written.
+    """The class indexes of "train" and "test": read if they were written before and no file has changed since, else made from the masks.
 
     Raises:
         UserError: data not found, an image without its mask, a mask with an unknown id.
@@ -71,13 +79,13 @@ def saliency_fingerprint(dataset: Dataset, data_root: str | Path | None = None) 
 
 
 def _class_index(files: Files) -> ClassIndex:
-    places = _places(files)
+    places, stamp = _places(files), _stamp(files)
     for place in places:
         if place.is_file():
             index = read_class_index(place, files.dataset)
-            if index.names == files.names:
+            if index.names == files.names and index.stamp == stamp:
                 return index
-    index = build(files)
+    index = replace(build(files), stamp=stamp)
     for place in places:
         try:
             write_class_index(place, index, files)
@@ -85,6 +93,19 @@ def _class_index(files: Files) -> ClassIndex:
         except OSError:
             continue
     return index
+
+
+def _stamp(files: Files) -> str:
+    """A digest of the sizes and times of all images and masks, without reading them."""
+    digest = hashlib.sha256()
+    for name in files.names:
+        for path in (files.image(name), files.mask(name)):
+            try:
+                found = path.stat()
+                digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+            except OSError:  # building the index names it
+                digest.update(b"missing ")
+    return digest.hexdigest()[:16]
 
 
 def _places(files: Files) -> list[Path]:
@@ -97,7 +118,7 @@ def _places(files: Files) -> list[Path]:
 
 def read_class_index(path: Path, dataset: Dataset) -> ClassIndex:
     """Read a class-index file; ids must belong to `dataset`."""
-    names, presence, fingerprint = [], [], ""
+    names, presence, fingerprint, stamp = [], [], "", ""
     last = len(dataset.classes) - 1
     try:
         text = path.read_text(encoding="utf-8")
@@ -107,6 +128,8 @@ def read_class_index(path: Path, dataset: Dataset) -> ClassIndex:
         if line.startswith("#"):
             if line.startswith(FINGERPRINT):
                 fingerprint = line.removeprefix(FINGERPRINT).strip()
+            elif line.startswith(STAMP):
+                stamp = line.removeprefix(STAMP).strip()
             continue
         name, *ids = line.split() or [""]
         try:
@@ -119,14 +142,14 @@ def read_class_index(path: Path, dataset: Dataset) -> ClassIndex:
         presence.append(sum(1 << c for c in set(shown)))
     if not names:
         raise UserError(f"{path}: no image in this class index")
-    return ClassIndex(tuple(names), tuple(presence), fingerprint or hashlib.sha256(text.encode()).hexdigest()[:16])
+    return ClassIndex(tuple(names), tuple(presence), fingerprint or hashlib.sha256(text.encode()).hexdigest()[:16], stamp)
 
 
 def write_class_index(path: Path, index: ClassIndex, files: Files) -> None:
     """Write a class-index file; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# class index of data set {files.dataset.name}, {files.split}: image name, then the classes it shows"]
-    lines.append(FINGERPRINT + index.fingerprint)
+    lines += [FINGERPRINT + index.fingerprint, STAMP + index.stamp]
     lines += [" ".join([name, *map(str, class_ids(shows))]) for name, shows in zip(index.names, index.presence, strict=True)]
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -172,18 +195,35 @@ def _read_chunk(files: Files, names: tuple[str, ...]) -> list[tuple[int, str]]:
             raise UserError(f"data set {files.dataset.name!r}, {files.split}: {image}: listed, but there is no such image")
         if not mask.is_file():
             raise UserError(f"data set {files.dataset.name!r}, {files.split}: image {image.name} has no mask; expected {mask}")
+        _check_whole(image)
         try:
             with Image.open(mask) as label:
-                histogram = label.histogram()
+                mode, histogram = label.mode, label.histogram()
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             raise UserError(f"{mask}: cannot read this mask: {error}") from None
         values = [value for value, count in enumerate(histogram) if count]
         strange = [value for value in values if value not in ids]
         if strange or len(histogram) != 256:
             allowed = f"0 to {max(v for v in ids if v != 255)}" + (", 255 (void)" if 255 in ids else "")
-            what = f"value {strange[0]} is no class of {files.dataset.name!r}" if strange else f"mode {label.mode!r} is not one byte a pixel"
+            one_byte = len(histogram) == 256
+            what = f"value {strange[0]} is no class of {files.dataset.name!r}" if one_byte else f"mode {mode!r} is not one byte a pixel"
             raise UserError(f"{mask}: {what}; allowed: {allowed}")
         shown = {ids[value] for value in values} - {0, 255}
         content = hashlib.sha256(mask.read_bytes()).hexdigest()[:16]
         rows.append((sum(1 << c for c in shown), f"{content} {image.stat().st_size}"))
     return rows
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse an image that is cut off or none, mostly without decoding it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+                tail = file.read()
+            if END_MARKS.get(str(image.format), b"\0no mark") not in tail:
+                image.load()
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot decode this image: {error}") from None

@@ -47,8 +47,8 @@ class ImageStore:
         self._keep = self._fits() if keep is None else keep
 
     def _fits(self) -> bool:
-        with Image.open(self.files.image(self.files.names[0])) as first:
-            return first.width * first.height * 5 * len(self.files.names) < CACHE_BYTES
+        first = _open(self.files.image(self.files.names[0]))
+        return first.width * first.height * 5 * len(self.files.names) < CACHE_BYTES
 
     def maps(self, name: str, saliency: bool) -> list[Image.Image]:
         """Image (RGB), raw mask (L) and, if asked for, saliency map (L) of one name.

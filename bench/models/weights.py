@@ -45,9 +45,7 @@ def load_pretrained(network: Network, name: str, source: str) -> str:
         try:
             content = load_file(source) if source.endswith(".safetensors") else torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or foreign file can raise anything
-            raise UserError(
-                f"pretrained = {source!r}: cannot be read (cut off, or not a checkpoint of tensors): {str(error).splitlines()[0]}"
-            ) from None
+            raise UserError(f"pretrained = {source!r}: cannot be read: cut off, or not a checkpoint of tensors ({type(error).__name__})") from None
         state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else {}
         described = source
     state = {key.removeprefix("module.").removeprefix("body."): value for key, value in state.items() if isinstance(value, Tensor)}

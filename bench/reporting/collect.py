@@ -183,9 +183,8 @@ def collect(store: Store, protocols: Sequence[str] | None = None) -> list[Sectio
         if (name, track, groups) not in sections:
             inputs = (chain.results or chain.stale)[-1].inputs["data"]
             data = read_json(store.root / name / "data.json") or {}
-            others = sum(key[:2] == (name, track) for key in sections)
             sections[name, track, groups] = Section(
-                f"{name}~order-{others + 1}" if others else name, about["protocol_title"], about["data_set"], data.get("data_set", about["data_set"]),
+                name, about["protocol_title"], about["data_set"], data.get("data_set", about["data_set"]),
                 f"{inputs['train']}-{inputs['test']}", about["setting"], track, groups, (),
             )  # fmt: skip
         section = sections[name, track, groups]
@@ -216,7 +215,9 @@ def _order(store: Store) -> dict[tuple[str, str], int]:
 def _result(seed: int, step: int, folder: Path) -> Result:
     job, metrics = read_json(folder / "job.json"), read_json(folder / "metrics.json")
     if job is None:
-        raise UserError(f"{folder / 'job.json'}: not there; run its job again with --force")
+        raise UserError(f"{folder / 'job.json'}: not there; delete {folder.resolve()} and run the same command again")
+    if not isinstance(metrics, dict) or not {"key", "scores"} <= set(metrics) or "inputs" not in job:
+        raise UserError(f"{folder.resolve()}: damaged; delete this folder and run the same command again")
     return Result(seed, step, metrics["key"], folder, job, metrics)
 
 
@@ -288,5 +289,7 @@ def _iou(result: Result, convention: str) -> np.ndarray:
     try:
         values = result.metrics["scores"][convention]["iou"]
     except KeyError:
-        raise UserError(f"{result.folder / 'metrics.json'}: scores.{convention}: not there; run its job again with --force") from None
+        raise UserError(
+            f"{result.folder / 'metrics.json'}: scores.{convention}: not there; delete {result.folder.resolve()} and run the same command again"
+        ) from None
     return np.array([np.nan if value is None else value for value in values], np.float64)
