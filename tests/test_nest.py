@@ -23,6 +23,7 @@ from bench.step import StepJob
 from bench.store import Store
 from bench.tensors import read_tensors
 from methods.nest import ClassSimilarity, NeST, Transformation, finalised_classifier
+from methods.pi import PathIntegral
 
 Toy = Callable[..., Path]
 Weights = dict[str, Tensor]
@@ -375,3 +376,13 @@ def test_recipes_are_those_of_the_scripts(name: str, protocol: str, values: dict
 def test_the_source_of_what_depends_on_the_wrapped_method_is_named() -> None:
     assert published("nest+mib", "voc-15-1").sources["distillation"] == "nest.toml [on.mib.published]"
     assert published("nest+plop", "voc-15-1").sources["freeze_old_classifier"] == "nest.toml [on.plop.method], data set voc"
+
+
+def test_a_path_integral_starts_where_the_wrapped_training_does() -> None:
+    """Pre-tuning writes new rows after the step began: the way is measured from what the first update of the main phase sees."""
+    recorder = PathIntegral({}, None)
+    recorder.begin({"w": torch.tensor([1.0])}, {})
+    recorder.update({"w": torch.tensor([3.0])}, {"w": torch.tensor([5.0])})
+    recorder.update({"w": torch.tensor([-2.0])}, {"w": torch.tensor([6.0])})
+    recorder.finish({"w": torch.tensor([7.0])})
+    assert recorder.state["pi.score.w"].item() == pytest.approx(-2 * (5 - 6) / (7 - 5) ** 2)
