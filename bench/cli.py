@@ -250,6 +250,8 @@ def _status(args: argparse.Namespace) -> int:
     from bench.store import Store
 
     store = Store(args.results, args.smoke)
+    if store.root.exists() and not store.root.is_dir():
+        raise UserError(f"results folder {store.root}: a file, not a folder; name another with --results DIR")
     if args.json:
         print(json.dumps(status.status_data(store, args.all), indent=1))
     elif args.watch:

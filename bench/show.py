@@ -107,6 +107,8 @@ def protocol_data(
     """A protocol expanded, with image counts per step when the data or a class index is there."""
     p = protocols.load(name, setting)
     index = _indexes(p.dataset, data_root, index_file)
+    if indices and not index:
+        raise UserError("--indices: needs the data (--data-root DIR) or a class index (--class-index FILE)")
     steps = []
     for step in p.steps:
         row: dict[str, Any] = {"step": step.index, "classes": {c: p.dataset.classes[c] for c in step.classes}}

@@ -88,6 +88,8 @@ def test_a_user_error_is_one_line_and_status_2(in_tmp: Path) -> None:
         (["run", "--protocol", "shapes-6-2", "--methods", "ft", "--json"], "--json: prints the plan of --dry-run"),
         (["list", "protcols"], "did you mean 'protocols'"),
         (["frob"], "unknown word 'frob'"),
+        (["show", "protocol", "voc-15-1", "--indices"], "--indices: needs the data"),
+        (["status", "--results", __file__], "a file, not a folder"),
         (["run", "--protocol", "shapes-6-2"], "required: --methods"),
         (["run", "--protocol", "shapes-6-2", "--methods", "ft", "--jobs", "0"], "'0' is not a whole number of at least 1"),
     ):
