@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bench.errors import UserError, unknown
 
@@ -39,6 +39,11 @@ class NetworkKind:
     mask_transformer: Callable[[int, Sequence[int]], Classifier] | None = None
 
 
+def width_of(module: nn.Module) -> int:
+    """Channels that a body or a head puts out; AttributeError for a module that does not say."""
+    return cast(int, module.out_channels)
+
+
 def _abn(name: str) -> NetworkKind:
     deep = name != "resnet18"
     widths = (256, 512, 1024, 2048) if deep else (64, 128, 256, 512)
@@ -55,7 +60,7 @@ def _abn(name: str) -> NetworkKind:
 def _aspp_abn(body: nn.Module, norm: Norm) -> nn.Module:
     from bench.models.heads import AsppABN
 
-    return AsppABN(int(body.out_channels), norm=norm)  # type: ignore[arg-type]
+    return AsppABN(width_of(body), norm=norm)
 
 
 def _torchvision(name: str, extra: bool = False) -> NetworkKind:
@@ -67,7 +72,7 @@ def _torchvision(name: str, extra: bool = False) -> NetworkKind:
     def head(body: nn.Module, norm: Norm) -> nn.Module:
         from bench.models.heads import Aspp
 
-        return Aspp(int(body.out_channels), extra=extra)  # type: ignore[arg-type]
+        return Aspp(width_of(body), extra=extra)
 
     says = f"DeepLab-v3 of {'DKD and EIR' if extra else 'SSUL'}: torchvision's {name}, output stride 16"
     return NetworkKind(body, head, activated=False, weights=name, says=says)
@@ -82,7 +87,7 @@ def _small_body(norm: Norm) -> nn.Module:
 def _small_head(body: nn.Module, norm: Norm) -> nn.Module:
     from bench.models.heads import AsppABN
 
-    return AsppABN(int(body.out_channels), hidden=48, out=64, dilations=(1, 2, 4), norm=norm)  # type: ignore[arg-type]
+    return AsppABN(width_of(body), hidden=48, out=64, dilations=(1, 2, 4), norm=norm)
 
 
 def _segmenter_body(norm: Norm) -> nn.Module:
@@ -114,7 +119,7 @@ def _small_vit_decoder(channels: int, sizes: Sequence[int]) -> Classifier:
 def _patch_tokens(body: nn.Module, norm: Norm) -> nn.Module:
     from bench.models.vit import PatchTokens
 
-    return PatchTokens(int(body.out_channels))  # type: ignore[arg-type]
+    return PatchTokens(width_of(body))
 
 
 def _swin_b_body(norm: Norm) -> nn.Module:
@@ -215,4 +220,4 @@ def build_network(name: str, sizes: Sequence[int], classifier: str = "linear", n
     kind, builder = NETWORKS[name], norm_builder(norm)
     body = kind.body(builder)
     head = kind.head(body, builder)
-    return Network(body, head, CLASSIFIERS[classifier](int(head.out_channels), sizes, kind, builder))  # type: ignore[arg-type]
+    return Network(body, head, CLASSIFIERS[classifier](width_of(head), sizes, kind, builder))
