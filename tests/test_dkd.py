@@ -143,6 +143,15 @@ def test_dkd_m_draws_a_memory_that_is_labelled_with_the_new_classes_only(toy: To
     assert iterations == (steps[1]["train_images"] + 6) // 4  # one epoch is one pass over both
 
 
+def test_a_memory_of_dkd_m_larger_than_the_images_holds_them_all(toy: Toy, quick: list[str]) -> None:
+    protocol = toy(n_classes=4, images=20, then=2)
+    folder = train(protocol, "dkd@m", [*quick, "memory_size=1000", "augmentation=resize-scale-crop"])[-1]
+    memory = read_json(folder / "metrics.json")["memory"]
+    steps = protocol_data(str(protocol), indices=True)["steps"]
+    assert sorted(memory) == sorted(steps[0]["train_names"])
+    assert len((folder / "train.jsonl").read_text().splitlines()) == (steps[1]["train_images"] + len(memory)) // 4
+
+
 def test_dkd_and_dkd_m_share_step_0(toy: Toy) -> None:
     plan = make_plan([str(toy())], ["dkd", "dkd@m"], overrides=["batch_size=4"])
     plain, memory = (chain.keys for chain in plan.chains)

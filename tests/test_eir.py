@@ -195,6 +195,20 @@ def test_memory_is_handed_from_step_to_step_and_in_the_artifact(toy: Toy, quick:
         before = {r.name for r in records}
 
 
+def test_a_memory_larger_than_the_images_holds_every_candidate_once(toy: Toy, quick: list[str]) -> None:
+    protocol = toy(n_classes=4, images=20, then=2)
+    folder = train(protocol, [*quick, "memory_size=1000"])[-1]
+    memory = read_json(folder / "metrics.json")["memory"]
+    steps = protocol_data(str(protocol), indices=True)["steps"]
+    assert 0 < len(memory) == len(set(memory))
+    assert set(memory) <= set(steps[0]["train_names"])
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    assert len(lines) == (steps[1]["train_images"] + len(memory)) // 4
+    enough = train(protocol, [*quick, f"memory_size={len(memory)}"])[-1]
+    assert read_json(enough / "metrics.json")["memory"] == memory
+    assert (enough / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
 def test_region_and_index_change_the_distillation_and_no_memory_is_allowed(toy: Toy, quick: list[str]) -> None:
     protocol, weights = toy(n_classes=4, images=40, then=2), set()
     for settings in ([], ["region=all"], ["index=as_published"], ["memory_size=0"]):
