@@ -1,9 +1,10 @@
 """What the harness costs over the bare loop: same network, same losses, same batches; the bare loop has its data in memory.
 
-    python benchmarks/harness.py [--threads 2] [--method joint]
+    python benchmarks/harness.py [--threads 2] [--rounds 5]
 
 The harness side is a whole job as `bench run` trains it: decoding (cached after the first epoch), cropping, batching, loss logs, progress
-and checkpoints. The data set is shapes, the network the small one (on a GPU too).
+and checkpoints, on a CPU with deterministic algorithms only; the bare loop is without that constraint. The data set is shapes, the
+network the small one (on a GPU too).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from side_by_side import measure, show
 from bench.launch import record
 from bench.plan import make_plan
 from bench.registry import method
-from bench.step import StepJob
+from bench.step import StepJob, prepare_process
 from bench.store import Store
 from bench.train import Trainer
 
@@ -54,9 +55,11 @@ def main() -> None:
         n = sum(map(len, kept))
 
         def harness() -> None:
+            prepare_process()
             step.trainer.run(0, phase)
 
         def bare() -> None:
+            torch.use_deterministic_algorithms(False)
             network = step.method.network
             optimiser = step.trainer.new_optimiser(phase)
             network.train()
