@@ -88,6 +88,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(toy: Toy, in_tmp
     assert weights[0] != weights[1]
 
 
+@pytest.mark.parametrize("method", ["plop", "ssul-m", "rw", "nest+mib", "dkd@m", "eir", "mbs"])
+def test_no_memory_is_read_before_it_is_written(toy: Toy, in_tmp: Path, quick: list[str], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs train without torch's filling of new memory with NaN; with it their bits are the same."""
+    plan = make_plan([str(toy(then=2))], [method], overrides=quick)
+    for fill in (True, False):
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)
+        run_plan(plan, Store(in_tmp / str(fill)))
+    assert files(Store(in_tmp / "True"), plan, EXACT) == files(Store(in_tmp / "False"), plan, EXACT)
+
+
 def test_the_artifact_holds_what_the_design_says(toy: Toy, in_tmp: Path, quick: list[str]) -> None:
     plan = make_plan([str(toy(then=2))], ["mib"], overrides=quick)
     store = Store("results")
