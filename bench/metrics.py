@@ -111,7 +111,7 @@ def harmonic_mean(old: float, new: float) -> float:
 
 
 def accuracies(matrix: np.ndarray, absent: str = "exclude") -> dict[str, Any]:
-    """Pixel accuracies of counts [C, C]: overall, per class [C], their mean, and the frequency-weighted IoU.
+    """Pixel accuracies of counts [C, C]: overall (NaN without a pixel), per class [C], their mean, and the frequency-weighted IoU.
 
     Args:
         matrix: rows true, columns predicted.
@@ -125,8 +125,8 @@ def accuracies(matrix: np.ndarray, absent: str = "exclude") -> dict[str, Any]:
     frequency = rows / (rows.sum() + EPSILON)
     present = frequency > 0
     weighted = frequency[present] @ class_iou(matrix)[present]
-    overall = hit.sum() / (rows.sum() + EPSILON)
-    return {"overall": float(overall), "per_class": per_class, "mean": mean(per_class), "frequency_weighted_iou": float(weighted)}
+    overall = float(hit.sum() / rows.sum()) if rows.any() else float("nan")
+    return {"overall": overall, "per_class": per_class, "mean": mean(per_class), "frequency_weighted_iou": float(weighted)}
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def soft_multi_label_bce(logits: Tensor, targets: Tensor, reduction: str = "mean
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1) * learned
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / learned.sum()
+    return loss.sum() if reduction == "sum" else loss.masked_select(learned).mean()
 
 
 def region_distillation(

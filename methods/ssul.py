@@ -53,7 +53,7 @@ def bce_ignore_multi_head(
         loss = loss * weight
     if reduction == "none":
         return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / valid.sum()
+    return loss.sum() if reduction == "sum" else loss.masked_select(valid).mean()
 
 
 def sigmoid_pseudo_labels(logits_old: Tensor, labels: Tensor, last_not_foreground: int, threshold: float, activation: str = "sigmoid") -> Tensor:

@@ -43,6 +43,15 @@ def test_soft_targets_leave_out_pixels_without_a_target() -> None:
     torch.testing.assert_close(eir.soft_multi_label_bce(logits, targets), each.sum() / 3)
 
 
+def test_without_any_target_the_mean_is_of_nothing_and_nothing_is_learned() -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = eir.soft_multi_label_bce(logits, torch.zeros(1, 3, 2, 2))
+    loss.backward()
+    assert loss.isnan()
+    assert logits.grad is not None
+    assert logits.grad.eq(0).all()
+
+
 @pytest.mark.parametrize("n_new", [1, 3])
 def test_the_distillation_rests_where_new_classes_take_the_old_background(n_new: int) -> None:
     old = torch.tensor([0.5, 0.2, 0.3]).log()

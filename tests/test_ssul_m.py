@@ -17,7 +17,7 @@ from bench.recipe import TRAINING, resolve
 from bench.registry import method
 from bench.store import Store, read_json
 from bench.train import Batch
-from methods.ssul import BACKGROUND, UNKNOWN
+from methods.ssul import BACKGROUND, UNKNOWN, bce_ignore_multi_head
 
 Toy = Callable[..., Path]
 
@@ -104,6 +104,15 @@ def test_a_memory_larger_than_the_images_holds_them_all(toy: Toy, quick: list[st
     memory = read_json(last / "metrics.json")["memory"]
     assert len(memory) == len(set(memory))
     assert set(memory) == set(_images(protocol, 0))
+
+
+def test_without_a_valid_pixel_the_mean_is_of_nothing_and_nothing_is_learned() -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = bce_ignore_multi_head(logits, torch.full((1, 2, 2), 255))
+    loss.backward()
+    assert loss.isnan()
+    assert logits.grad is not None
+    assert logits.grad.eq(0).all()
 
 
 @pytest.mark.parametrize("unknown", [True, False])

@@ -81,17 +81,18 @@ def predict(x, p):
 def confusion_metrics(x, p):
     n = p["n_classes"]
     matrix = batch_counts(t(x["targets"]).long(), t(x["predictions"]).long(), n, n).sum(0).numpy()
-    iou, mean = metrics.mean_iou(matrix, "zero", metrics.CONVENTIONS["eir"].epsilon)
-    old, new = metrics.mean(iou[p["old_classes"]]), metrics.mean(iou[p["new_classes"]])
-    percent = {"by_class": iou, "overall": mean, "old": old, "new": new, "harmonic": metrics.harmonic_mean(old, new)}
+    iou, _ = metrics.mean_iou(matrix, "zero", metrics.CONVENTIONS["eir"].epsilon)
+    both = p["old_classes"] + p["new_classes"]
+    old, new, overall = (metrics.mean(iou[classes]) for classes in (p["old_classes"], p["new_classes"], both))
+    percent = {"by_class": iou, "overall": overall, "old": old, "new": new, "harmonic": metrics.harmonic_mean(old, new)}
     return {"confusion": matrix, **{name: np.multiply(100, value) for name, value in percent.items()}}
 
 
 def lr_schedule(x, p):
     policy = {"poly": "poly", "warm_poly": "warm-poly"}[p["policy"]]
     warmup = int((p["warmup_fraction"] or 0) * p["max_iters"])
-    bases = [float(base) for base in x["base_lrs"]]
-    return {"lrs": np.array([[learning_rate(b, i, p["max_iters"], policy, p["power"], 0.0, warmup) for b in bases] for i in range(p["max_iters"])])}
+    settings = p["max_iters"], policy, p["power"], 0.0, warmup, p["warmup_factor"]
+    return {"lrs": np.array([[learning_rate(float(base), i, *settings) for base in x["base_lrs"]] for i in range(p["max_iters"])])}
 
 
 def train_augment(x, p):
@@ -125,7 +126,7 @@ def dkd_incremental_loss(x, p):
         logits, positive, negative = (t(x[prefix + name]).requires_grad_(leaf) for name in ("logits", "positive", "negative"))
         return Output(logits, logits, [], logits, logits, {"positive": positive, "negative": negative})
 
-    new, old = output("", True), output("prev_", False)
+    new, old = output("", True), output("prev_", False) if "prev_logits" in x else None
     terms = dkd.incremental_terms(new, old, t(x["labels"]), p["n_new_classes"], p["pos_weight"])
     w = p["weights"]
     weights = {"bce": w["mbce"], "auxiliary": w["ac"], "kd": w["kd"], "kd_positive": w["dkd_pos"], "kd_negative": w["dkd_neg"]}

@@ -141,7 +141,7 @@ def encode_labels_mbs(x, p):
 
 def confusion_metrics_nonzero_mean(x, p):
     n = p["n_classes"]
-    matrix = batch_counts(t(x["targets"]), t(x["predictions"]), n, n).sum(0).numpy()
+    matrix = batch_counts(t(x["targets"]).long(), t(x["predictions"]).long(), n, n).sum(0).numpy()
     return {"confusion": matrix, "class_iou": metrics.class_iou(matrix), "mean_iou": metrics.mean_iou(matrix, "nonzero")[1]}
 
 

@@ -25,7 +25,7 @@ def t(array):
 def bce(x, p):
     z = t(x["logits"]).requires_grad_()
     weight = t(x["weight"]) if "weight" in x else None
-    loss = bce_ignore_multi_head(z, t(x["labels"]), weight, p["reduction"], p["ignore_index"])
+    loss = bce_ignore_multi_head(z, t(x["labels"]).long(), weight, p["reduction"], p["ignore_index"])
     loss.sum().backward()
     return {"loss": loss.detach(), "grad_logits": z.grad}
 
@@ -71,11 +71,8 @@ def predict(x, p):
 def lr_schedule(x, p):
     policy = {"poly": "poly", "warm_poly": "warm-poly"}[p["policy"]]
     warmup = p["warmup_iters"] or 0
-    rows = [
-        [learning_rate(float(base), i, p["max_iters"], policy, p["power"], p["min_lr"] or 0.0, warmup) for base in x["base_lrs"]]
-        for i in range(p["steps"])
-    ]
-    return {"lrs": np.array(rows)}
+    settings = p["max_iters"], policy, p["power"], p["min_lr"] or 0.0, warmup, p["warmup_factor"]
+    return {"lrs": np.array([[learning_rate(float(base), i, *settings) for base in x["base_lrs"]] for i in range(p["steps"])])}
 
 
 def confusion_metrics(x, p):
@@ -96,7 +93,7 @@ def tensors(maps):
 
 def train_augment(x, p):
     maps = [Image.fromarray(x[k]) for k in ("image", "labels", "saliency")]
-    image, labels, saliency = tensors(augment.scale_crop(maps, p["crop_size"], random.Random(p["python_random_seed"])))
+    image, labels, saliency = tensors(augment.scale_crop(maps, p["crop_size"], random.Random(p["python_random_seed"]), p["scale_range"]))
     return {"image_out": image, "labels_out": labels, "saliency_out": saliency}
 
 

@@ -18,8 +18,8 @@ def class_balanced_memory(x, p):
         logits = t(x[f"prev_logits_step{step - 1}"]).float() if step > 1 else None
         found = classes_shown(labels, logits, 1 if p["unknown"] else 0, p["pseudo_threshold"])
         candidates = [*drawn, *(replay.Record(name, classes) for name, classes in zip(names, found, strict=True))]
-        old = [c for earlier in range(step) for c in p["tasks"][str(earlier)] if c]
-        drawn = replay.class_balanced_draw(candidates, old, p["mem_size"], p["numpy_seed"])
+        n_old = sum(len(p["tasks"][str(earlier)]) for earlier in range(step))  # with background
+        drawn = replay.class_balanced_draw(candidates, range(1, n_old), p["mem_size"], p["numpy_seed"])
         sizes.append(len(drawn))
     return {"memory_sizes": np.array(sizes)}
 
