@@ -142,7 +142,7 @@ def bits(classes: Sequence[int]) -> int:
     return sum(1 << c for c in set(classes))
 
 
-def image_partition(presence: Sequence[int], groups: Sequence[Sequence[int]]) -> list[int]:
+def image_partition(presence: Sequence[int], groups: Sequence[Sequence[int]], ratio_weight: float = 120.0, rarity_weight: float = 1.0) -> list[int]:
     """MiB's greedy partition of ADE20K: the step of each image, -1 for an image without a labelled class.
 
     Images are visited class by class in ascending order; each goes to the step that owns its most urgent class, urgency
@@ -151,6 +151,7 @@ def image_partition(presence: Sequence[int], groups: Sequence[Sequence[int]]) ->
     Args:
         presence: one bit mask an image.
         groups: class ids per step.
+        ratio_weight, rarity_weight: of how little of a class has been assigned, and of how rare it is beside the image's other classes.
 
     Source: recovered from the lists that MiB ships; spec/protocol.md section 2.1.
     """
@@ -169,7 +170,7 @@ def image_partition(presence: Sequence[int], groups: Sequence[Sequence[int]]) ->
                 continue
             classes = shown[i]
             company = sum(total[c] for c in classes)
-            urgency = [120.0 * (1 - assigned[c] / total[c]) + company / total[c] for c in classes]
+            urgency = [ratio_weight * (1 - assigned[c] / total[c]) + rarity_weight * company / total[c] for c in classes]
             step = step_of_class[classes[urgency.index(max(urgency))]]
             step_of_image[i] = step
             for c in classes:

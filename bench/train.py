@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -63,11 +63,10 @@ class Batch:
         return Batch(images, labels, self._network, self._teacher, self.extra, self._autocast)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] with ImageNet's mean and deviation."""
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
-    return images.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
+def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] with a mean and deviation of each colour, ImageNet's by default."""
+    shift, scale = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (mean, std))
+    return images.permute(0, 3, 1, 2).float().div(255).sub(shift).div(scale)
 
 
 @dataclass

@@ -55,7 +55,9 @@ def binary_distillation(logits: Tensor, logits_old: Tensor) -> Tensor:
     return logits_old.shape[1] * F.binary_cross_entropy_with_logits(new, scores)
 
 
-def icarl_disjoint_loss(logits: Tensor, labels: Tensor, logits_old: Tensor, keep_background_from_labels: bool = False) -> Tensor:
+def icarl_disjoint_loss(
+    logits: Tensor, labels: Tensor, logits_old: Tensor, keep_background_from_labels: bool = False, ignore_index: int = IGNORE
+) -> Tensor:
     """One binary cross-entropy whose targets on the old channels are the old network's scores. MiB's option --icarl_disjoint.
 
     Args:
@@ -63,13 +65,14 @@ def icarl_disjoint_loss(logits: Tensor, labels: Tensor, logits_old: Tensor, keep
         labels: int64 [B, H, W].
         logits_old: [B, C_old, H, W].
         keep_background_from_labels: background's target comes from the labels (--icarl_bkg).
+        ignore_index: a label that is no class: a negative of every new one.
 
     Returns:
         A scalar: sum over classes, mean over all pixels; no pixel is ignored.
     """
     n_old, first = logits_old.shape[1], int(keep_background_from_labels)
-    labelled = F.one_hot(labels.where(labels != IGNORE, 0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-    labelled = labelled * (labels != IGNORE).unsqueeze(1)
+    labelled = F.one_hot(labels.where(labels != ignore_index, 0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    labelled = labelled * (labels != ignore_index).unsqueeze(1)
     targets = torch.cat([labelled[:, :first], torch.sigmoid(logits_old)[:, first:], labelled[:, n_old:]], dim=1)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1).mean()
 

@@ -141,19 +141,19 @@ def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> 
     (channel-major, rows) and its mean over rows (channel-major, columns).
 
     Args:
-        features: [B, c, H, W], H >= W.
+        features: [B, c, H, W]; on a map that is not square, what lies beyond the windows is left out.
 
     Raises:
-        ValueError: a map with fewer rows than columns, which has no window at some scale.
+        ValueError: a window without a pixel: the map is narrower than a scale, or much wider than high.
 
     Source: paper Eq. 3; spec/plop.md section 5 d.
     """
-    width = features.shape[-1]
-    if features.shape[-2] < width:
-        raise ValueError(f"Local POD needs maps at least as high as wide, not {tuple(features.shape[-2:])}")
+    height, width = features.shape[-2:]
     strips = []
     for s in scales:
         k = width // s
+        if not k or (s - 1) * k >= height:
+            raise ValueError(f"Local POD at scale {s} has windows without a pixel on a map of {height} x {width}")
         for i in range(s):
             for j in range(s):
                 window = features[:, :, i * k : (i + 1) * k, j * k : (j + 1) * k]

@@ -1,6 +1,8 @@
 """Adapters of the family mib: FT, LwF, LwF-MC, ILT, EWC, PI, RW, MiB, the data views, the network blocks, the metric."""
 
 import random
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -98,7 +100,7 @@ def lwf_mc(x, p):
 
 def icarl(x, p):
     z = leaf(x["logits"])
-    loss = icarl_disjoint_loss(z, t(x["labels"]), t(x["logits_old"]), p["keep_background_from_labels"])
+    loss = icarl_disjoint_loss(z, t(x["labels"]), t(x["logits_old"]), p["keep_background_from_labels"], p["ignore_index"])
     return {"loss": loss.detach(), "grad_logits": gradient(loss, z)}
 
 
@@ -153,10 +155,10 @@ def with_parameters(module, x):
     return module
 
 
-def block_outputs(module, x):
+def block_outputs(module, x, trains=True):
     z = leaf(x["x"])
     out = {"out_eval": module.eval()(z).detach()}
-    if "cotangent" in x:
+    if trains and "cotangent" in x:
         result = module.train()(z)
         result.backward(t(x["cotangent"]))
         out.update({"out_train": result.detach(), "grad_x": z.grad})
@@ -168,8 +170,9 @@ def residual_block(x, p):
 
 
 def aspp_head(x, p):
-    head = AsppABN(p["in_channels"], p["hidden_channels"], p["out_channels"], p["dilations"], p["pooling_size"])
-    return block_outputs(with_parameters(head, x), x)
+    norm = partial(ActivatedBatchNorm, activation=p["activation"], slope=p["slope"])
+    head = AsppABN(p["in_channels"], p["hidden_channels"], p["out_channels"], p["dilations"], p["pooling_size"], norm)
+    return block_outputs(with_parameters(head, x), x, trains=len(x["x"]) > 1)  # the pooled branch has no statistics of one image
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -177,14 +180,15 @@ def aspp_head(x, p):
 
 def ade_image_partition(x, p):
     shows = [bits((np.flatnonzero(row[1:]) + 1).tolist()) for row in x["presence"]]
-    return {"step_of_image": np.array(image_partition(shows, p["classes_per_step"]))}
+    return {"step_of_image": np.array(image_partition(shows, p["classes_per_step"], p["ratio_weight"], p["rarity_weight"]))}
 
 
 def incremental_dataset(family):
     def adapter(x, p):
         groups = [[c for c in group if c] for group in p["classes_per_step"]]
         name = "plop-ignore-background" if p.get("ignore_test_bg") else family
-        dataset = toy_dataset(p["dataset"], 1 + sum(map(len, groups)))
+        ids = np.unique([*chain(*groups), *np.unique(x["train_masks"]), *np.unique(x["val_masks"])])
+        dataset = toy_dataset(p["dataset"], 1 + int(ids[ids != 255].max()))
         protocol = Protocol("toy", dataset, "overlapped" if p["overlap"] else "disjoint", tuple(map(tuple, groups)))
         out = {}
         for use, key in (("train", "train"), ("validation", "val"), ("test", "test")):
@@ -198,9 +202,9 @@ def incremental_dataset(family):
     return adapter
 
 
-def as_tensors(maps):
+def as_tensors(maps, p):
     image, label = augment.to_arrays(maps)
-    return normalise(torch.from_numpy(image.copy())[None])[0], label.astype(np.int64)
+    return normalise(torch.from_numpy(image.copy())[None], p["mean"], p["std"])[0], label.astype(np.int64)
 
 
 def maps_of(x, label="label"):
@@ -208,14 +212,15 @@ def maps_of(x, label="label"):
 
 
 def train_transform(x, p):
-    image, label = as_tensors(augment.random_resized_crop(maps_of(x), p["size"], random.Random(p["python_seed"])))
+    rng = random.Random(p["python_seed"])
+    image, label = as_tensors(augment.random_resized_crop(maps_of(x), p["size"], rng, p["scale"], p["ratio"]), p)
     h, w = x["label"].shape
     boxes = [augment.draw_crop(w, h, random.Random(seed), p["scale"], p["ratio"]) for seed in p["box_seeds"]]
     return {"out_image": image, "out_label": label, "boxes_top_left_h_w": np.array(boxes)}
 
 
 def eval_transform(x, p):
-    image, label = as_tensors(augment.center_crop(maps_of(x), p["size"]))
+    image, label = as_tensors(augment.center_crop(maps_of(x), p["size"]), p)
     return {"out_image": image, "out_label": label}
 
 
