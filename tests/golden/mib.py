@@ -1,18 +1,11 @@
-"""Adapters of the family mib: FT, LwF, LwF-MC, ILT, EWC, PI, RW, MiB, the data views, the network blocks, the metric."""
+"""Adapters of the family mib: FT, LwF, LwF-MC, ILT, EWC, PI, RW, MiB, the network blocks."""
 
-import random
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import torch
-from PIL import Image
 
-from bench import metrics
-from bench.data import augment
 from bench.data.dataset import Dataset, Split
-from bench.data.labels import lookup_table, rule
-from bench.evaluate import batch_counts
 from bench.losses import cross_entropy, cross_entropy_map
 from bench.method import Method, Phase
 from bench.models.abn import ActivatedBatchNorm
@@ -20,11 +13,11 @@ from bench.models.classifier import LinearClassifier
 from bench.models.heads import AsppABN
 from bench.models.network import Network, upsample
 from bench.models.resnet import ResidualBlock
-from bench.protocol import Protocol, bits, image_partition
+from bench.protocol import Protocol
 from bench.registry import method
 from bench.regulariser import quadratic_penalty
 from bench.schedule import learning_rate
-from bench.train import Trainer, normalise
+from bench.train import Trainer
 from methods.ewc import OnlineFisher
 from methods.ilt import feature_distillation_mse
 from methods.lwf import knowledge_distillation, knowledge_distillation_map
@@ -57,10 +50,6 @@ def toy_dataset(name, n_classes):
     background = "unlabelled" if name == "ade" else "class"
     split = Split("{name}.jpg", "{name}.png")
     return Dataset(name, name, tuple(map(str, range(n_classes))), background, "small", (".",), split, split)
-
-
-def presence(masks):
-    return [bits(np.setdiff1d(np.unique(m), [0, 255]).tolist()) for m in masks]
 
 
 # ---- losses ------------------------------------------------------------------------------------------------------------
@@ -173,69 +162,6 @@ def aspp_head(x, p):
     norm = partial(ActivatedBatchNorm, activation=p["activation"], slope=p["slope"])
     head = AsppABN(p["in_channels"], p["hidden_channels"], p["out_channels"], p["dilations"], p["pooling_size"], norm)
     return block_outputs(with_parameters(head, x), x, trains=len(x["x"]) > 1)  # the pooled branch has no statistics of one image
-
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-def ade_image_partition(x, p):
-    shows = [bits((np.flatnonzero(row[1:]) + 1).tolist()) for row in x["presence"]]
-    return {"step_of_image": np.array(image_partition(shows, p["classes_per_step"], p["ratio_weight"], p["rarity_weight"]))}
-
-
-def incremental_dataset(family):
-    def adapter(x, p):
-        groups = [[c for c in group if c] for group in p["classes_per_step"]]
-        name = "plop-ignore-background" if p.get("ignore_test_bg") else family
-        ids = np.unique([*chain(*groups), *np.unique(x["train_masks"]), *np.unique(x["val_masks"])])
-        dataset = toy_dataset(p["dataset"], 1 + int(ids[ids != 255].max()))
-        protocol = Protocol("toy", dataset, "overlapped" if p["overlap"] else "disjoint", tuple(map(tuple, groups)))
-        out = {}
-        for use, key in (("train", "train"), ("validation", "val"), ("test", "test")):
-            masks = x["train_masks"] if use == "train" else x["val_masks"]
-            chosen = rule(name).images(use, protocol, p["step"], presence(masks))
-            table = lookup_table(rule(name).view(use, dataset), dataset, protocol.order, protocol.step(p["step"]))
-            out[f"{key}_indices"] = np.array(chosen, np.int64)
-            out[f"{key}_labels"] = table[masks[chosen]]
-        return out
-
-    return adapter
-
-
-def as_tensors(maps, p):
-    image, label = augment.to_arrays(maps)
-    return normalise(torch.from_numpy(image.copy())[None], p["mean"], p["std"])[0], label.astype(np.int64)
-
-
-def maps_of(x, label="label"):
-    return [Image.fromarray(x["image"]), Image.fromarray(x[label])]
-
-
-def train_transform(x, p):
-    rng = random.Random(p["python_seed"])
-    image, label = as_tensors(augment.random_resized_crop(maps_of(x), p["size"], rng, p["scale"], p["ratio"]), p)
-    h, w = x["label"].shape
-    boxes = [augment.draw_crop(w, h, random.Random(seed), p["scale"], p["ratio"]) for seed in p["box_seeds"]]
-    return {"out_image": image, "out_label": label, "boxes_top_left_h_w": np.array(boxes)}
-
-
-def eval_transform(x, p):
-    image, label = as_tensors(augment.center_crop(maps_of(x), p["size"]), p)
-    return {"out_image": image, "out_label": label}
-
-
-def confusion(labels, predictions, n):
-    return batch_counts(t(labels).long(), t(predictions).long(), n, n).sum(0).numpy()
-
-
-def segmentation_metrics(x, p):
-    matrix = confusion(x["labels"], x["predictions"], p["n_classes"])
-    iou, mean = metrics.mean_iou(matrix)
-    accuracy = metrics.accuracies(matrix)
-    return {
-        "confusion_matrix": matrix, "class_iou": iou, "mean_iou": mean, "class_acc": accuracy["per_class"], "mean_acc": accuracy["mean"],
-        "overall_acc": accuracy["overall"], "freqw_acc": accuracy["frequency_weighted_iou"],
-    }  # fmt: skip
 
 
 # ---- optimisation ------------------------------------------------------------------------------------------------------
@@ -394,11 +320,6 @@ ADAPTERS = {
     "activated_batch_norm": activated_batch_norm,
     "residual_block": residual_block,
     "aspp_head": aspp_head,
-    "ade_image_partition": ade_image_partition,
-    **{f"incremental_dataset_{family}": incremental_dataset(family) for family in ("mib", "plop", "ssul", "mbs")},
-    "train_transform": train_transform,
-    "eval_transform": eval_transform,
-    "segmentation_metrics": segmentation_metrics,
     "sgd_nesterov_poly": sgd_nesterov_poly,
     "ewc_regularizer": regularizer(OnlineFisher),
     "path_integral_regularizer": regularizer(PathIntegral),
