@@ -20,7 +20,7 @@ import torch
 import bench
 from bench.errors import UserError
 from bench.launch import record
-from bench.plan import make_plan
+from bench.plan import Plan, make_plan
 from bench.registry import method, method_names
 from bench.step import StepJob
 from bench.store import Store
@@ -53,9 +53,9 @@ class Saved:
 class Runner:
     """One method at step 1, an iteration at a time."""
 
-    def __init__(self, store: Store, key: str, plan: object) -> None:
-        job = plan.jobs[key]  # type: ignore[attr-defined]
-        store.open_work(key, record(job, plan))  # type: ignore[arg-type]
+    def __init__(self, store: Store, key: str, plan: Plan) -> None:
+        job = plan.jobs[key]
+        store.open_work(key, record(job, plan))
         self.step = StepJob(store, key)
         spec = method(job.method)
         config = spec.config(**job.settings)
@@ -104,11 +104,10 @@ def main() -> None:
     root = args.data_root and str(Path(args.data_root).resolve())
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        common = {"track": args.track, "data_root": root, "smoke": True}
-        run = bench.run(args.protocol, names, cluster="inline", set=args.overrides, **common)  # type: ignore[arg-type]
+        run = bench.run(args.protocol, names, cluster="inline", set=args.overrides, track=args.track, data_root=root, smoke=True)
         if not run.outcome.ok:
             raise SystemExit(f"a smoke run failed: {run.outcome}")
-        plan = make_plan([args.protocol], names, overrides=args.overrides, **common)  # type: ignore[arg-type]
+        plan = make_plan([args.protocol], names, overrides=args.overrides, track=args.track, data_root=root, smoke=True)
         store = Store(smoke=True)
         runners = {chain.method: Runner(store, chain.keys[1], plan) for chain in plan.chains}
         times: dict[str, list[float]] = {name: [] for name in runners}
