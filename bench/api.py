@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.launch import Outcome
-    from bench.plan import Plan
+    from bench.launch.driver import Outcome
+    from bench.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def run(
     methods: str | Sequence[str],
     track: str | None = None,
     seeds: int | Sequence[int] = (0,),
-    set: Sequence[str] | Mapping[str, Any] = (),
+    set: Sequence[str] | Mapping[str, object] = (),
     setting: str | None = None,
     data_root: str | Path | None = None,
     results: str | Path | None = None,
@@ -43,15 +43,15 @@ def run(
     """Train every step of every method on the protocols and render the report.
 
     Args:
-        protocol, methods: one or several names.
-        track: "published", "controlled" or "small"; None: the data set's own.
+        protocol, methods: one or several names, with wildcards (`voc-15-*`, `nest+*`).
+        track: a name of `bench list tracks`; None: the data set's own.
         seeds: one chain each.
         set: hyper-parameters: {"mib.distillation": 20}, or items as the command line takes them.
-        setting: "overlapped", "disjoint" or "partition"; None: the protocol file's.
+        setting: a name of `bench list settings`; None: the protocol file's.
         data_root: where the data set is.
         results: the results folder.
         cluster: "inline", "local" or "slurm".
-        jobs: at once on this machine.
+        jobs: at once on this machine; None: one a GPU, else as many as cores and memory carry.
         profile: of the cluster.
         smoke: two iterations a step.
         force: train again what is done.
@@ -64,10 +64,12 @@ def run(
         bench.errors.UserError: for anything that can be mended before training.
     """
     from bench.errors import UserError
-    from bench.launch import Driver, make_executor
-    from bench.plan import make_plan
-    from bench.status import Display
-    from bench.store import Store, check_writable
+    from bench.files import check_writable
+    from bench.launch.choose import make_executor
+    from bench.launch.display import Display
+    from bench.launch.driver import Driver, most_threads
+    from bench.plan.make import make_plan
+    from bench.store.results import Store
 
     seeds = [seeds] if isinstance(seeds, int) else seeds
     overrides = [f"{key}={value}" for key, value in set.items()] if isinstance(set, Mapping) else list(set)
@@ -76,8 +78,9 @@ def run(
     try:
         check_writable(Path(reports))
     except OSError as error:
-        raise UserError(f"report folder {reports}: cannot be written ({error.strerror}); choose another with --out DIR") from None
-    executor = make_executor(cluster, store, jobs, profile)
+        cure = "choose another with --out DIR"
+        raise UserError(f"report folder {reports}: cannot be written ({error.strerror}); {cure}") from None
+    executor = make_executor(cluster, store, jobs, profile, most_threads(plan))
     with Display(plan, store, live=show) as display:
         for warning in plan.warnings:
             display.say(f"WARNING: {warning}")
@@ -88,7 +91,7 @@ def run(
     if not detach and not outcome.stopped and any(True for _ in store.links()):
         names = sorted({chain.protocol.label for chain in plan.chains})
         if show:
-            from bench.reporting import terminal_text
+            from bench.report import terminal_text
 
             print(terminal_text(store, names), flush=True)
         written = report(results, reports, smoke=smoke)
@@ -116,11 +119,13 @@ def report(
     Returns:
         Paths by format: "markdown", "html", "latex", "csv".
     """
-    from bench.reporting import render_all
-    from bench.store import Store
+    from bench.report import render_all
+    from bench.store.results import Store
 
     folder = Path(out) / "smoke" if smoke else Path(out)
-    return render_all(Store(results, smoke), folder, convention, None if protocol is None else _list(protocol))
+    return render_all(
+        Store(results, smoke), folder, convention, None if protocol is None else _list(protocol)
+    )
 
 
 def _list(value: str | Sequence[str]) -> list[str]:

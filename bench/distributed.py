@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 
 def start() -> tuple[int, int]:
-    """Join the group if the launcher (submitit, torchrun) started several processes. Returns (rank, world size)."""
+    """Join the group if the launcher (submitit, torchrun) started several processes. Returns (rank, world
+    size)."""
     rank, world, local = _placement()
     if world > 1 and not dist.is_initialized():
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The one kind of error a user can cause, and the words it comes in."""
+"""The errors that a user can mend, or must know of, and the words they come in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names file, key, value and cure. The command exits with status 2."""
+    """Something the user can mend: one line that names file, key, value and cure. The command exits with
+    status 2."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message names the cause."""
 
 
 def unknown(what: str, name: object, known: Iterable[str], where: str = "") -> UserError:

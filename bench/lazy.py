@@ -1,7 +1,8 @@
 """torch that is imported when it is first used.
 
-A login node plans, submits, watches and reports without torch, and `bench plan` reads every method file. So a method file
-writes `from bench.lazy import F, torch` instead of importing torch itself; type checkers see the real modules.
+A login node plans, submits, watches and reports without torch, and `bench plan` reads every method file. So a
+method file writes `from bench.lazy import F, torch` instead of importing torch itself; type checkers see the
+real modules.
 """
 
 from __future__ import annotations
@@ -32,4 +33,10 @@ else:
     F = _Lazy("torch.nn.functional")
     nn = _Lazy("torch.nn")
 
-__all__ = ["F", "nn", "torch"]
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, whatever the precision of the forward pass; float64 stays, for proofs."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+__all__ = ["F", "at_least_float32", "nn", "torch"]

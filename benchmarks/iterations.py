@@ -1,9 +1,11 @@
 """Seconds and memory of an iteration of each method at step 1, against fine-tuning, all in one run.
 
-    python benchmarks/iterations.py [--methods ft,mib,plop] [--protocol shapes-6-2] [--track small] [--set KEY=VALUE]
+    python benchmarks/iterations.py [--methods ft,mib,plop] [--protocol shapes-6-2] [--track small] [--set
+    KEY=VALUE]
 
-Step 0 of every family is trained for two iterations (--smoke) first. Memory on a GPU is the peak of an iteration; on the CPU it is what the
-loss's graph holds: the tensors saved for the backward pass, besides parameters.
+Step 0 of every family is trained for two iterations (--smoke) first. Memory on a GPU is the peak of an
+iteration; on the CPU it is what the loss's graph holds: the tensors saved for the backward pass, besides
+parameters.
 """
 
 from __future__ import annotations
@@ -16,26 +18,12 @@ import time
 from pathlib import Path
 
 import torch
+from jobs import every_method, opened
 
 import bench
-from bench.errors import UserError
-from bench.launch import record
-from bench.plan import Plan, make_plan
-from bench.registry import method, method_names
-from bench.step import StepJob
-from bench.store import Store
-from bench.train import Trainer
-
-
-def every_method() -> list[str]:
-    names = []
-    for name in method_names():
-        try:
-            spec = method(name)
-            names += [] if spec.cls.at_once else [name]
-        except UserError:
-            names += [f"{name}+mib", f"{name}+plop"]
-    return names
+from bench.plan.make import make_plan
+from bench.plan.plan import Plan
+from bench.store.results import Store
 
 
 class Saved:
@@ -54,19 +42,10 @@ class Runner:
     """One method at step 1, an iteration at a time."""
 
     def __init__(self, store: Store, key: str, plan: Plan) -> None:
-        job = plan.jobs[key]
-        store.open_work(key, record(job, plan))
-        self.step = StepJob(store, key)
-        spec = method(job.method)
-        config = spec.config(**job.settings)
-        self.step.data = self.step.load_data(config)
-        self.step.method = spec.build(config)
-        self.step.data.saliency = self.step.method.needs_saliency()
-        self.step.attach(spec.classifier)
-        self.trainer = Trainer(self.step.method, 0, self.step.device, config.precision)
-        self.step.data.prepare = self.trainer.batch
-        for hook in ("init_classifier", "start_step", "setup"):
-            getattr(self.step.method, hook, lambda: None)()
+        self.step = opened(plan, key, store)
+        self.trainer = self.step.trainer
+        self.step.begin()
+        self.step.method.setup()
         self.phase = self.step.method.phases()[-1]
         self.trainer.optimiser = self.trainer.new_optimiser(self.phase)
         self.raw = list(self.step.method.batches(0))
@@ -99,15 +78,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--data-root")
     args = parser.parse_args()
-    names = args.methods.split(",") if args.methods else every_method()
+    names = args.methods.split(",") if args.methods else every_method(at_once=False)
     names = ["ft", *(name for name in names if name != "ft")]
     root = args.data_root and str(Path(args.data_root).resolve())
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        run = bench.run(args.protocol, names, cluster="inline", set=args.overrides, track=args.track, data_root=root, smoke=True)
+        run = bench.run(
+            args.protocol,
+            names,
+            cluster="inline",
+            set=args.overrides,
+            track=args.track,
+            data_root=root,
+            smoke=True,
+        )
         if not run.outcome.ok:
             raise SystemExit(f"a smoke run failed: {run.outcome}")
-        plan = make_plan([args.protocol], names, overrides=args.overrides, track=args.track, data_root=root, smoke=True)
+        plan = make_plan(
+            [args.protocol], names, overrides=args.overrides, track=args.track, data_root=root, smoke=True
+        )
         store = Store(smoke=True)
         runners = {chain.method: Runner(store, chain.keys[1], plan) for chain in plan.chains}
         times: dict[str, list[float]] = {name: [] for name in runners}
@@ -118,7 +107,10 @@ def main() -> None:
                     times[name].append(seconds)
         first = next(iter(runners))
         base, base_memory = times[first], runners[first].memory()
-        print(f"{args.protocol}, {args.track}, {torch.get_num_threads()} threads, {runners[first].step.device}; an iteration at step 1")
+        print(
+            f"{args.protocol}, {args.track}, {torch.get_num_threads()} threads, "
+            f"{runners[first].trainer.device}; an iteration at step 1"
+        )
         print(f"{'method':24s} {'ms':>8s} {'time / FT':>10s} {'memory / FT':>12s}")
         for name, values in times.items():
             ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))

@@ -1,4 +1,5 @@
-"""Label remapping by look-up table against a Python function a pixel, and the class index with all cores against one.
+"""Label remapping by look-up table against a Python function a pixel, and the class index with all cores
+against one.
 
 python benchmarks/labels.py --data-root VOC
 """
@@ -12,10 +13,11 @@ import numpy as np
 from PIL import Image
 from side_by_side import measure, show
 
-from bench.data.dataset import Files, load_dataset, locate
+from bench.data.dataset import load_dataset
 from bench.data.index import build
-from bench.data.labels import training_table
-from bench.protocol import load
+from bench.data.locate import Files, locate
+from bench.protocol.file import load
+from bench.protocol.labels import training_table
 
 
 def main() -> None:
@@ -29,10 +31,16 @@ def main() -> None:
     mask = np.asarray(Image.open(files.mask(files.names[0])))
     a_pixel = np.vectorize(lambda value: mapping[value], otypes=[np.uint8])
     assert (a_pixel(mask) == table[mask]).all()
-    show(measure({"look-up table": lambda: table[mask], "a function a pixel": lambda: a_pixel(mask)}, 20), "look-up table")
+    show(
+        measure({"look-up table": lambda: table[mask], "a function a pixel": lambda: a_pixel(mask)}, 20),
+        "look-up table",
+    )
     some = Files(files.dataset, files.split, files.root, files.names[: args.images])
     cores = len(os.sched_getaffinity(0))
-    show(measure({"one core": lambda: build(some, 1), f"{cores} cores": lambda: build(some, cores)}, 3), "one core")
+    show(
+        measure({"one core": lambda: build(some, 1), f"{cores} cores": lambda: build(some, cores)}, 3),
+        "one core",
+    )
 
 
 if __name__ == "__main__":

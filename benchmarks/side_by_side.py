@@ -31,4 +31,7 @@ def ratios(times: Mapping[str, list[float]], to: str) -> dict[str, tuple[float, 
 def show(times: Mapping[str, list[float]], to: str) -> None:
     """Print a row a name."""
     for name, (low, middle, high) in ratios(times, to).items():
-        print(f"{name:28s} {statistics.median(times[name]) * 1000:10.1f} ms   {middle:6.2f} x {to}  ({low:.2f} to {high:.2f})")
+        print(
+            f"{name:28s} {statistics.median(times[name]) * 1000:10.1f} ms   {middle:6.2f} x {to}  ({low:.2f} "
+            f"to {high:.2f})"
+        )

@@ -2,7 +2,8 @@
 
     python benchmarks/startup.py [--data-root VOC]
 
-Planning needs VOC: that of --data-root, or one the script makes up in a temp folder (10,582 + 1,449 tiny images). The class index, built
+Planning needs VOC: that of --data-root, or one the script makes up in a temp folder (10,582 + 1,449 tiny
+    images). The class index, built
 once, is there when the clock starts.
 """
 
@@ -16,12 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from jobs import every_method
 from PIL import Image
 from side_by_side import measure, show
 
-from bench import protocol
-from bench.errors import UserError
-from bench.registry import method, method_names
+from bench.protocol.file import PROTOCOLS, load
 
 
 def made_up_voc(root: Path) -> Path:
@@ -32,7 +32,9 @@ def made_up_voc(root: Path) -> Path:
         (root / folder).mkdir(parents=True)
     for folder, suffix in kinds.items():
         for c in range(1, 21):
-            Image.new("RGB" if suffix == "jpg" else "L", (8, 8), (c, c, c) if suffix == "jpg" else c).save(root / folder / f"class{c}.{suffix}")
+            Image.new("RGB" if suffix == "jpg" else "L", (8, 8), (c, c, c) if suffix == "jpg" else c).save(
+                root / folder / f"class{c}.{suffix}"
+            )
     for file, count in (("train_aug", 10582), ("val", 1449)):
         names = [f"{file}_{i:06d}" for i in range(count)]
         (root / f"ImageSets/Segmentation/{file}.txt").write_text("\n".join(names) + "\n")
@@ -43,25 +45,25 @@ def made_up_voc(root: Path) -> Path:
     return root
 
 
-def every_method() -> list[str]:
-    names = []
-    for name in method_names():
-        try:
-            names.append(method(name).name)
-        except UserError:
-            names += [f"{name}+mib", f"{name}+plop"]
-    return names
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root")
     root = parser.parse_args().data_root
     with tempfile.TemporaryDirectory() as folder:
         root = root or str(made_up_voc(Path(folder) / "voc"))
-        tasks = ["voc-19-1", "voc-15-5", "voc-15-1", "voc-10-1", "voc-5-3", "voc-5-1", "voc-2-1", "voc-2-2"]
+        tasks = [name for name in PROTOCOLS.known() if name.startswith("voc-")]
         methods = every_method()
-        plan = ["plan", "--protocol", ",".join(tasks), "--methods", ",".join(methods), "--seeds", "0,1,2,3,4", "--data-root", root]
+        plan = [
+            "plan",
+            "--protocol",
+            ",".join(tasks),
+            "--methods",
+            ",".join(methods),
+            "--seeds",
+            "0,1,2,3,4",
+            "--data-root",
+            root,
+        ]
         bench = [sys.executable, "-m", "bench"]
 
         def command(*words: str) -> None:
@@ -76,7 +78,7 @@ def main() -> None:
                 "bench plan, all of VOC": lambda: command(*bench, *plan),
             }
         )
-        steps = sum(len(protocol.load(t).groups) for t in tasks)
+        steps = sum(len(load(t).groups) for t in tasks)
         print(f"plan: {len(tasks)} protocols ({steps} steps) x {len(methods)} methods x 5 seeds")
         show(times, "python -c pass")
 

@@ -1,10 +1,13 @@
-"""DKD: Decomposed Knowledge Distillation for Class-Incremental Semantic Segmentation (Baek et al., NeurIPS 2022).
+"""DKD: Decomposed Knowledge Distillation for Class-Incremental Semantic Segmentation (Baek et al., NeurIPS
+2022).
 
-Sigmoid scores without a background class: a pixel is background where no class exceeds one half. Each logit is divided into what the
-positive and what the negative weights of its classifier contribute, and both parts are distilled beside the logit itself. An
-auxiliary classifier learns to say no everywhere; each new classifier starts as its copy.
+Sigmoid scores without a background class: a pixel is background where no class exceeds one half. Each logit
+is divided into what the positive and what the negative weights of its classifier contribute, and both parts
+are distilled beside the logit itself. An auxiliary classifier learns to say no everywhere; each new
+classifier starts as its copy.
 
-Channels: 0 the auxiliary classifier, k the k-th class. The variant "m" is DKD-M: a memory of whole images, labelled with the current
+Channels: 0 the auxiliary classifier, k the k-th class. The variant "m" is DKD-M: a memory of whole images,
+    labelled with the current
 step's classes only, so that it serves distillation.
 """
 
@@ -15,20 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from bench import replay
 from bench.lazy import F, torch
-from bench.method import Method
-from bench.recipe import Later
+from bench.method import Later, Method, replay
 from methods.ssul import sigmoid_pseudo_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.loader import Images
-    from bench.method import Batches
+    from bench.method import Batch, Batches, Group, Images, Length, Output
     from bench.models.classifier import Classifier
-    from bench.models.network import Output
-    from bench.train import Batch
 
 
 def class_bce(logits: Tensor, targets: Tensor, pos_weight: float = 1.0) -> Tensor:
@@ -39,7 +37,9 @@ def class_bce(logits: Tensor, targets: Tensor, pos_weight: float = 1.0) -> Tenso
         pos_weight: weight of the positive part.
     """
     weight = torch.tensor(pos_weight, device=logits.device)
-    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight, reduction="none").mean(dim=(0, 2, 3))
+    return F.binary_cross_entropy_with_logits(
+        logits, targets.to(logits.dtype), pos_weight=weight, reduction="none"
+    ).mean(dim=(0, 2, 3))
 
 
 def new_class_bce(logits: Tensor, labels: Tensor, n_new: int, pos_weight: float = 1.0) -> Tensor:
@@ -74,7 +74,9 @@ def auxiliary_bce(logits: Tensor) -> Tensor:
     return class_bce(logits[:, :1], torch.zeros_like(logits[:, :1]))
 
 
-def incremental_terms(new: Output, old: Output | None, labels: Tensor, n_new: int, pos_weight: float) -> dict[str, Tensor]:
+def incremental_terms(
+    new: Output, old: Output | None, labels: Tensor, n_new: int, pos_weight: float
+) -> dict[str, Tensor]:
     """Every term of the loss, unweighted, one value a class.
 
     Args:
@@ -85,7 +87,10 @@ def incremental_terms(new: Output, old: Output | None, labels: Tensor, n_new: in
 
     Source: spec/eir.md section 7.
     """
-    terms = {"bce": new_class_bce(new.logits, labels, n_new, pos_weight), "auxiliary": auxiliary_bce(new.logits)}
+    terms = {
+        "bce": new_class_bce(new.logits, labels, n_new, pos_weight),
+        "auxiliary": auxiliary_bce(new.logits),
+    }
     if old is not None:
         terms["kd"] = distillation(new.logits[:, 1:], old.logits[:, 1:])
         terms["kd_positive"] = distillation(new.extra["positive"], old.extra["positive"])
@@ -99,14 +104,18 @@ def weighted_sums(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
 
 
 def auxiliary_head_transfer(classifier: Classifier) -> None:
-    """Every class of the newest head starts as the auxiliary classifier, weight and bias; changed in place."""
+    """Every class of the newest head starts as the auxiliary classifier, weight and bias; changed in
+    place."""
     with torch.no_grad():
-        for source, target in zip(classifier.heads[0].parameters(), classifier.heads[-1].parameters(), strict=True):
+        for source, target in zip(
+            classifier.heads[0].parameters(), classifier.heads[-1].parameters(), strict=True
+        ):
             target.copy_(source.expand_as(target))
 
 
 def predict_foreground_threshold(logits: Tensor, threshold: float = 0.5) -> Tensor:
-    """The class with the highest score, or background where none exceeds the threshold; channel 0 plays no part.
+    """The class with the highest score, or background where none exceeds the threshold; channel 0 plays no
+    part.
 
     Args:
         logits: [B, C, H, W].
@@ -122,7 +131,8 @@ def predict_foreground_threshold(logits: Tensor, threshold: float = 0.5) -> Tens
 
 
 def foreground_pseudo_labels(logits_old: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Old classes on background pixels where the highest foreground score reaches the threshold; int64 [B, H, W]."""
+    """Old classes on background pixels where the highest foreground score reaches the threshold; int64 [B, H,
+    W]."""
     without_auxiliary = F.pad(logits_old[:, 1:], (0, 0, 0, 0, 1, 0), value=-torch.inf)
     return sigmoid_pseudo_labels(without_auxiliary, labels, 0, threshold)
 
@@ -163,11 +173,13 @@ class DKD(Method):
     def start_step(self) -> None:
         if self.step.index and self.config.memory_size:
             classes = self.classes_of_candidates
-            self.state[replay.STATE] = replay.draw_memory(self.data, self.previous, classes, self.config.memory_size)
+            self.state[replay.STATE] = replay.draw_memory(
+                self.data, self.previous, classes, self.config.memory_size
+            )
 
     def classes_of_candidates(self, batch: Batch) -> Sequence[Sequence[int] | None]:
-        """What images of the previous step show in a random crop (as in EIR; the specification does not say for DKD-M): their labels, from the
-        third step on completed by the previous network.
+        """What images of the previous step show in a random crop (as in EIR; the specification does not say
+        for DKD-M): their labels, from the third step on completed by the previous network.
         """
         labels = batch.labels
         if self.step.index > 1:
@@ -177,7 +189,6 @@ class DKD(Method):
     def setup(self) -> None:
         from bench.models.abn import norm_layers
 
-        self.values = self.config.at(self.step.index)
         self.training = self.training_images()
         if self.step.index:
             for norm in norm_layers(self.network):
@@ -186,12 +197,18 @@ class DKD(Method):
     def training_images(self) -> Images | replay.WithExemplars:
         """The step's images and those in memory, all labelled with the step's classes."""
         names = self.memory()
-        return self.data.images(self.step.index, [*self.data.names(self.step.index), *names]) if names else self.data.train
+        return (
+            self.data.images(self.step.index, [*self.data.names(self.step.index), *names])
+            if names
+            else self.data.train
+        )
 
     def train_mode(self) -> None:
-        self.network.train(self.step.index == 0)  # later steps keep the norms' statistics, and no feature is dropped
+        self.network.train(
+            self.step.index == 0
+        )  # later steps keep the norms' statistics, and no feature is dropped
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[Group]:
         groups = super().parameter_groups()
         if not self.step.index:
             return groups
@@ -199,7 +216,7 @@ class DKD(Method):
         for group in groups:  # weight decay would wear old knowledge away
             group["params"] = [p for p in group["params"] if not any(p is own for own in newest)]
             group["weight_decay"] = 0.0
-        return [*groups, {"params": newest, "lr": self.values["lr"]}]
+        return [*groups, {"params": newest, "lr": self.config.lr}]
 
     def batches(self, epoch: int) -> Batches:
         return self.data.loader(self.training, epoch)  # type: ignore[arg-type]
@@ -207,19 +224,22 @@ class DKD(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         c, step = self.config, self.step
         old = batch.teacher if step.index else None
-        terms = incremental_terms(batch.output, old, batch.labels, len(step.classes), self.values["pos_weight"])
-        weights = {"bce": 1.0, "auxiliary": c.auxiliary, "kd": c.distillation, "kd_positive": c.positive, "kd_negative": c.negative}
+        terms = incremental_terms(batch.output, old, batch.labels, len(step.classes), self.config.pos_weight)
+        weights = {
+            "bce": 1.0,
+            "auxiliary": c.auxiliary,
+            "kd": c.distillation,
+            "kd_positive": c.positive,
+            "kd_negative": c.negative,
+        }
         return weighted_sums(terms, weights)
 
-    def predict(self, logits: Tensor) -> Tensor:
-        return predict_foreground_threshold(logits)
-
-    def memory(self) -> list[str]:
-        return replay.names(self.state)
+    def predict(self, output: Any, size: tuple[int, int]) -> Tensor:
+        return predict_foreground_threshold(output.logits)
 
     @classmethod
-    def iterations(cls, config: Any, index: int, images: int) -> int:
-        return super().iterations(config, index, images + (config.memory_size if index else 0))
+    def lengths(cls, config: Any, index: int, images: int) -> dict[str, Length]:
+        return super().lengths(config, index, images + (config.memory_size if index else 0))
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

@@ -1,12 +1,14 @@
-"""EIR: Enhanced Instance Replay (CVPR 2025, arXiv 2503.22136). A reconstruction: the released code does not run.
+"""EIR: Enhanced Instance Replay (CVPR 2025, arXiv 2503.22136). A reconstruction: the released code does not
+run.
 
-DKD's network, optimiser and test rule, with two other terms: a binary cross-entropy on soft targets over all channels, and a
-distillation confined to a region. A memory keeps images on which each class is one connected instance. They come back twice: as samples
-cut out of their surroundings, and pasted, half transparent, onto the background of new images, where they stand for the classes that the
+DKD's network, optimiser and test rule, with two other terms: a binary cross-entropy on soft targets over all
+channels, and a distillation confined to a region. A memory keeps images on which each class is one connected
+instance. They come back twice: as samples cut out of their surroundings, and pasted, half transparent, onto
+    the background of new images, where they stand for the classes that the
 old network sees there.
 
-What the code leaves undefined is decided here and declared: `region` and `index` below. Constants that the code gives for its crop of 512
-scale with the crop.
+What the code leaves undefined is decided here and declared: `region` and `index` below. Constants that the
+code gives for its crop of 512 scale with the crop.
 """
 
 from __future__ import annotations
@@ -19,23 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from bench import replay
-from bench.data.dataset import IGNORE
 from bench.errors import UserError
-from bench.lazy import F, torch
-from bench.method import Method
-from bench.recipe import Later
-from bench.seeds import mix
+from bench.lazy import F, at_least_float32, torch
+from bench.method import IGNORE, Later, Method, mix, replay
 from methods.dkd import DKD
 from methods.ssul import sigmoid_pseudo_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.loader import Images, Sample
-    from bench.method import Batches
-    from bench.protocol import Protocol
-    from bench.train import Batch
+    from bench.method import Batch, Batches, Images, Protocol, Sample
 
 PLACES = 3
 """Places of an image onto which is pasted, and classes that are, at most."""
@@ -43,11 +38,12 @@ REGION, REGION_CROP = 250, 512
 """Side of a place, at a crop of this side."""
 
 
-# ---- losses --------------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    """Targets float32 [B, C, H, W] of labels int64 [B, H, W]; a label that is no channel, such as 255, gives zeros."""
+    """Targets float32 [B, C, H, W] of labels int64 [B, H, W]; a label that is no channel, such as 255, gives
+    zeros."""
     return (labels.unsqueeze(1) == torch.arange(n_classes, device=labels.device).view(1, -1, 1, 1)).float()
 
 
@@ -68,7 +64,11 @@ def soft_multi_label_bce(logits: Tensor, targets: Tensor, reduction: str = "mean
 
 
 def region_distillation(
-    logits: Tensor, logits_old: Tensor, mask: Tensor | None = None, index: Literal["fixed", "as_published"] = "fixed", alpha: float = 1.0
+    logits: Tensor,
+    logits_old: Tensor,
+    mask: Tensor | None = None,
+    index: Literal["fixed", "as_published"] = "fixed",
+    alpha: float = 1.0,
 ) -> Tensor:
     """Distillation in which the old network's background is matched by the new classes, in a region.
 
@@ -76,7 +76,8 @@ def region_distillation(
         logits: [B, C, H, W]; channel 0 counts in the softmax but is matched by nothing.
         logits_old: [B, C_old, H, W] with C_old < C.
         mask: [B, H, W], the region; None for everywhere.
-        index: "fixed" sums over all new classes; "as_published" leaves the first of them out, so that one new class gives infinity.
+        index: "fixed" sums over all new classes; "as_published" leaves the first of them out, so that one new
+            class gives infinity.
         alpha: multiplies the old logits.
 
     Returns:
@@ -85,7 +86,7 @@ def region_distillation(
     Source: spec/eir.md section 5.2.
     """
     n_old = logits_old.shape[1]
-    logits, logits_old = logits.float(), logits_old.float()
+    logits, logits_old = at_least_float32(logits), at_least_float32(logits_old)
     total = torch.logsumexp(logits, dim=1, keepdim=True)
     new = torch.logsumexp(logits[:, n_old + (index == "as_published") :], dim=1, keepdim=True) - total
     log_p = torch.cat([new, logits[:, 1:n_old] - total], dim=1)
@@ -93,7 +94,7 @@ def region_distillation(
     return (loss if mask is None else loss * mask).mean()
 
 
-# ---- pasting -------------------------------------------------------------------------------------------------------------
+# ---- pasting -----------------------------------------------------------------------------------------------
 
 
 def potential_classes(labels: Tensor, pseudo_labels: Tensor, at_most: int = PLACES) -> list[list[int]]:
@@ -115,12 +116,14 @@ def background_regions(foreground: Tensor, region_size: int, top: int = PLACES) 
         top: how many.
 
     Returns:
-        (row and column of each window's corner, int64 [B, top, 2]; its background pixels, int64 [B, top]), emptiest first, ties in
-        the order of the grid.
+        (row and column of each window's corner, int64 [B, top, 2]; its background pixels, int64 [B, top]),
+        emptiest first, ties in the order of the grid.
 
     Source: spec/eir.md section 5, step 3.
     """
-    counts = F.avg_pool2d((foreground == 0).float().unsqueeze(1), region_size, stride=region_size, divisor_override=1)
+    counts = F.avg_pool2d(
+        (foreground == 0).float().unsqueeze(1), region_size, stride=region_size, divisor_override=1
+    )
     columns = counts.shape[-1]
     zeros, cell = counts.flatten(1).sort(dim=1, descending=True, stable=True)
     corners = torch.stack([cell // columns, cell % columns], dim=-1) * region_size
@@ -128,9 +131,15 @@ def background_regions(foreground: Tensor, region_size: int, top: int = PLACES) 
 
 
 def paste_instance(
-    image: Tensor, targets: Tensor, instance_image: Tensor, instance_labels: Tensor, instance_class: int, share: float,
-    place: Sequence[int], region_size: int,
-) -> None:  # fmt: skip
+    image: Tensor,
+    targets: Tensor,
+    instance_image: Tensor,
+    instance_labels: Tensor,
+    instance_class: int,
+    share: float,
+    place: Sequence[int],
+    region_size: int,
+) -> None:
     """Blend an instance, scaled to fit a window, into an image and its targets; both are changed in place.
 
     Args:
@@ -154,7 +163,10 @@ def paste_instance(
         return
     cut = torch.cat([instance_image[:, *box], mask[None, *box]])
     scaled = F.interpolate(cut[None], scale_factor=factor, mode="nearest")[0].to(image.device)
-    window = shifted_inside(place[0], scaled.shape[1], image.shape[1]), shifted_inside(place[1], scaled.shape[2], image.shape[2])
+    window = (
+        shifted_inside(place[0], scaled.shape[1], image.shape[1]),
+        shifted_inside(place[1], scaled.shape[2], image.shape[2]),
+    )
     weight = share * scaled[3]
     image[:, *window] = weight * scaled[:3] + (1 - weight) * image[:, *window]
     targets[:, *window] *= 1 - weight
@@ -162,13 +174,15 @@ def paste_instance(
 
 
 def shifted_inside(start: int, extent: int, size: int) -> slice:
-    """`extent` pixels from `start` on; where they would leave the image, the last that end one pixel before its edge."""
+    """`extent` pixels from `start` on; where they would leave the image, the last that end one pixel before
+    its edge."""
     start = size - 1 - extent if start + extent > size else start
     return slice(start, start + extent)
 
 
 class Paste(NamedTuple):
-    """One instance to be pasted: on which image of the batch, which class, from which exemplar in which augmentation, how and where."""
+    """One instance to be pasted: on which image of the batch, which class, from which exemplar in which
+    augmentation, how and where."""
 
     row: int
     instance_class: int
@@ -178,7 +192,7 @@ class Paste(NamedTuple):
     place: Sequence[int]
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 
 def is_single_component(labels: Any, ignore_index: int = IGNORE) -> bool:
@@ -193,11 +207,12 @@ def is_single_component(labels: Any, ignore_index: int = IGNORE) -> bool:
 
 
 def single_instances(labels: Tensor) -> list[list[int] | None]:
-    """The classes that each label map (int64 [B, H, W]) shows, or None where one of them is in several pieces."""
+    """The classes that each label map (int64 [B, H, W]) shows, or None where one of them is in several
+    pieces."""
     return [
         classes if is_single_component(m) else None
         for m, classes in zip(labels.cpu().numpy(), replay.shown_classes(labels), strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def stored_only(labels: Any, stored: Sequence[int]) -> Any:
@@ -208,7 +223,8 @@ def stored_only(labels: Any, stored: Sequence[int]) -> Any:
 
 
 def cut_out(images: Tensor, labels: Tensor) -> Tensor:
-    """Normalised images [B, 3, H, W] with every pixel labelled 0 (in int64 [B, H, W]) set to the mean colour."""
+    """Normalised images [B, 3, H, W] with every pixel labelled 0 (in int64 [B, H, W]) set to the mean
+    colour."""
     return images * (labels != 0).unsqueeze(1)
 
 
@@ -223,7 +239,11 @@ class Instances:
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         sample = self.images[item]
-        return sample if "error" in sample else {**sample, "labels": stored_only(sample["labels"], self.stored[item[0]])}
+        return (
+            sample
+            if "error" in sample
+            else {**sample, "labels": stored_only(sample["labels"], self.stored[item[0]])}
+        )
 
 
 class EIR(DKD):
@@ -231,7 +251,10 @@ class EIR(DKD):
 
     title = "EIR (reconstruction)"
     paper = "Enhanced Instance Replay, CVPR 2025 (arXiv 2503.22136)"
-    caveats = ("reconstruction: the released code does not run, so no published number belongs to an executable state of it",)
+    caveats = (
+        "reconstruction: the released code does not run, so no published number belongs to an executable "
+        "state of it",
+    )
 
     class Config(Method.Config):  # not DKD's: none of its terms is used
         """Hyper-parameters of EIR."""
@@ -239,9 +262,11 @@ class EIR(DKD):
         distillation: Later[float] = Field(5.0, ge=0)
         """Weight of the region-specific distillation."""
         region: Later[Literal["new", "all"]] = "new"
-        """Where it acts: on pixels annotated with one of the step's classes, or everywhere. Undefined in the released code."""
+        """Where it acts: on pixels annotated with one of the step's classes, or everywhere. Undefined in the
+        released code."""
         index: Later[Literal["fixed", "as_published"]] = "fixed"
-        """Which new classes match the old background: all, or all but the first as in the released code (not with one new class)."""
+        """Which new classes match the old background: all, or all but the first as in the released code (not
+        with one new class)."""
         threshold: Later[float] = Field(0.7, ge=0, le=1)
         """Least score of a pseudo-label."""
         memory_size: Later[int] = Field(100, ge=0)
@@ -255,20 +280,25 @@ class EIR(DKD):
             return
         if self.config.memory_size:
             classes = self.classes_of_candidates
-            self.state[replay.STATE] = replay.draw_memory(self.data, self.previous, classes, self.config.memory_size)
+            self.state[replay.STATE] = replay.draw_memory(
+                self.data, self.previous, classes, self.config.memory_size
+            )
 
     def classes_of_candidates(self, batch: Batch) -> Sequence[Sequence[int] | None]:
-        """What images of the previous step show in a random crop, where each class is one instance; no pseudo-labels."""
+        """What images of the previous step show in a random crop, where each class is one instance; no
+        pseudo-labels."""
         return single_instances(batch.labels)
 
     def training_images(self) -> Images | replay.WithExemplars:
         """The step's images and, where there is a memory, the instances in it."""
-        from bench.data.loader import ImageStore
+        from bench.method import ImageStore
 
         records = replay.kept(self.state)
         if not records:
             return self.data.train
-        images = self.data.images(self.step.index, [record.name for record in records], table=self.data.all_seen_table())
+        images = self.data.images(
+            self.step.index, [record.name for record in records], table=self.data.all_seen_table()
+        )
         stored = [record.labels for record in records]
         kept = ImageStore(self.data.files["train"], keep=True)  # pasted from again and again
         self.instances = Instances(replace(images, store=kept), stored)
@@ -283,7 +313,9 @@ class EIR(DKD):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         if not self.step.index:
-            return {"bce": soft_multi_label_bce(batch.output.logits, one_hot(batch.labels, self.step.n_classes))}
+            return {
+                "bce": soft_multi_label_bce(batch.output.logits, one_hot(batch.labels, self.step.n_classes))
+            }
         if "replayed" in batch.extra:
             replayed = batch.extra["replayed"][:, None, None, None]
             batch = batch.replaced(torch.where(replayed, cut_out(batch.images, batch.labels), batch.images))
@@ -295,11 +327,13 @@ class EIR(DKD):
             region = (batch.labels >= self.step.n_old) & (batch.labels != IGNORE)
         return {
             "bce": soft_multi_label_bce(pasted.output.logits, targets),
-            "rskd": self.config.distillation * region_distillation(pasted.output.logits, pasted.teacher.logits, region, self.config.index),
+            "rskd": self.config.distillation
+            * region_distillation(pasted.output.logits, pasted.teacher.logits, region, self.config.index),
         }
 
     def pasted(self, batch: Batch, pseudo_labels: Tensor, targets: Tensor) -> Batch:
-        """The batch with instances from memory pasted onto its images; their targets [B, C, H, W] are changed in place."""
+        """The batch with instances from memory pasted onto its images; their targets [B, C, H, W] are changed
+        in place."""
         size = REGION * self.config.crop // REGION_CROP
         pastes = self.draw_pastes(batch.labels, pseudo_labels, size) if self.memory() else []
         if not pastes:
@@ -308,12 +342,21 @@ class EIR(DKD):
             instances = list(pool.map(self.instance, pastes))
         images = batch.images.clone()
         for paste, (image, labels) in zip(pastes, instances, strict=True):
-            paste_instance(images[paste.row], targets[paste.row], image, labels, paste.instance_class, paste.share, paste.place, size)
+            paste_instance(
+                images[paste.row],
+                targets[paste.row],
+                image,
+                labels,
+                paste.instance_class,
+                paste.share,
+                paste.place,
+                size,
+            )
         return batch.replaced(images)
 
     def instance(self, paste: Paste) -> tuple[Tensor, Tensor]:
         """Normalised image [3, S, S] and labels [S, S] of an exemplar, augmented."""
-        from bench.train import normalise
+        from bench.method import normalise
 
         sample = self.instances[paste.exemplar, paste.seed]
         if "error" in sample:
@@ -321,24 +364,43 @@ class EIR(DKD):
         return normalise(torch.tensor(sample["images"])[None])[0], torch.tensor(sample["labels"])
 
     def draw_pastes(self, labels: Tensor, pseudo_labels: Tensor, size: int) -> list[Paste]:
-        """What is pasted onto each image: an instance of each class that only the old network sees, else of random old classes."""
+        """What is pasted onto each image: an instance of each class that only the old network sees, else of
+        random old classes."""
         pastes = []
         places, _ = background_regions(torch.where(pseudo_labels == IGNORE, 0, pseudo_labels), size)
-        for row, (classes, corners) in enumerate(zip(potential_classes(labels, pseudo_labels), places.tolist(), strict=True)):
+        for row, (classes, corners) in enumerate(
+            zip(potential_classes(labels, pseudo_labels), places.tolist(), strict=True)
+        ):
             wanted = list(zip(classes, corners, strict=False))
             if len(classes) < 2:
-                # All on one place, over each other; and the last old class is never drawn: both as in the released code.
-                wanted += [(self.rng.randint(1, max(1, len(self.step.old) - 1)), corners[0]) for _ in range(PLACES - len(classes))]
+                # All on one place, over each other; and the last old class is never drawn: both as in the
+                # released code.
+                wanted += [
+                    (self.rng.randint(1, max(1, len(self.step.old) - 1)), corners[0])
+                    for _ in range(PLACES - len(classes))
+                ]
             for c, place in wanted:
                 if c in self.buckets:
-                    pastes.append(Paste(row, c, self.rng.choice(self.buckets[c]), self.rng.getrandbits(62), self.rng.random(), place))
+                    pastes.append(
+                        Paste(
+                            row,
+                            c,
+                            self.rng.choice(self.buckets[c]),
+                            self.rng.getrandbits(62),
+                            self.rng.random(),
+                            place,
+                        )
+                    )
         return pastes
 
     @classmethod
     def check(cls, config: Any, protocol: Protocol) -> None:
         alone = [t for t, group in enumerate(protocol.groups) if t and len(group) == 1]
         if config.index == "as_published" and alone:
-            raise UserError(f"{protocol.label}, step {alone[0]}: eir.index = 'as_published' is infinite in a step with one class; use 'fixed'")
+            raise UserError(
+                f"{protocol.label}, step {alone[0]}: eir.index = 'as_published' is infinite in a step with "
+                "one class; use 'fixed'"
+            )
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

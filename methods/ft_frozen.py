@@ -6,10 +6,12 @@ from bench.method import Method
 
 
 class FTFrozen(Method):
-    """Fine-tuning of everything but the body; its norms keep updating their statistics, as all of a training network's do."""
+    """Fine-tuning of everything but the body; its norms keep updating their statistics, as all of a training
+    network's do."""
 
     title = "FT, frozen backbone"
     first_step = "ft"
+    needs_teacher = False
 
     def setup(self) -> None:
         if self.step.index:

@@ -1,7 +1,8 @@
-"""ILT: Incremental Learning Techniques for Semantic Segmentation (Michieli and Zanuttigh, ICCV Workshops 2019), in MiB's form.
+"""ILT: Incremental Learning Techniques for Semantic Segmentation (Michieli and Zanuttigh, ICCV Workshops
+2019), in MiB's form.
 
-LwF's distillation of the output, and a squared distance between the bodies' features. The paper's variants (frozen encoder, output
-distillation alone) are not what the published tables ran.
+LwF's distillation of the output, and a squared distance between the bodies' features. The paper's variants
+(frozen encoder, output distillation alone) are not what the published tables ran.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from bench.lazy import F
-from bench.method import Method
-from bench.recipe import Later
+from bench.method import Later, Method
 from methods.lwf import knowledge_distillation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.train import Batch
+    from bench.method import Batch
 
 
 def feature_distillation_mse(features: Tensor, features_old: Tensor) -> Tensor:

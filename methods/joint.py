@@ -10,3 +10,4 @@ class Joint(Method):
 
     title = "Joint"
     at_once = True
+    needs_teacher = False

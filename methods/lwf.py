@@ -1,6 +1,7 @@
 """LwF: Learning without Forgetting (Li and Hoiem, ECCV 2016), as MiB's authors carried it to segmentation.
 
-Fine-tuning, and a distillation term that keeps the new network's probabilities over the old classes near the old network's.
+Fine-tuning, and a distillation term that keeps the new network's probabilities over the old classes near the
+old network's.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from bench.lazy import F
-from bench.method import Method
-from bench.recipe import Later
+from bench.method import Later, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.train import Batch
+    from bench.method import Batch
 
 
 def knowledge_distillation(logits: Tensor, logits_old: Tensor, alpha: float = 1.0) -> Tensor:
@@ -57,5 +57,7 @@ class LwF(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         terms = super().losses(batch)
         if self.step.index:
-            terms["kd"] = self.config.distillation * knowledge_distillation(batch.output.logits, batch.teacher.logits)
+            terms["kd"] = self.config.distillation * knowledge_distillation(
+                batch.output.logits, batch.teacher.logits
+            )
         return terms

@@ -1,6 +1,8 @@
-"""LwF-MC: Learning without Forgetting, multi-class (Rebuffi et al., CVPR 2017: iCaRL without exemplars), in MiB's form.
+"""LwF-MC: Learning without Forgetting, multi-class (Rebuffi et al., CVPR 2017: iCaRL without exemplars), in
+MiB's form.
 
-Every class is a binary problem of its own, background among them, from step 0 on: its step 0 is shared with no other method.
+Every class is a binary problem of its own, background among them, from step 0 on: its step 0 is shared with
+no other method.
 """
 
 from __future__ import annotations
@@ -9,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from bench.data.dataset import IGNORE
 from bench.lazy import F, torch
-from bench.method import Method
-from bench.recipe import Later
+from bench.method import IGNORE, Later, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.train import Batch
+    from bench.method import Batch
 
 
 def bce_with_logits_ignore_map(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
@@ -44,7 +44,8 @@ def bce_with_logits_ignore(logits: Tensor, labels: Tensor, ignore_index: int = I
 
 
 def binary_distillation(logits: Tensor, logits_old: Tensor) -> Tensor:
-    """Binary cross-entropy against the old network's sigmoid scores, summed over old classes, mean over all pixels.
+    """Binary cross-entropy against the old network's sigmoid scores, summed over old classes, mean over all
+    pixels.
 
     Args:
         logits: [B, C, H, W].
@@ -56,9 +57,14 @@ def binary_distillation(logits: Tensor, logits_old: Tensor) -> Tensor:
 
 
 def icarl_disjoint_loss(
-    logits: Tensor, labels: Tensor, logits_old: Tensor, keep_background_from_labels: bool = False, ignore_index: int = IGNORE
+    logits: Tensor,
+    labels: Tensor,
+    logits_old: Tensor,
+    keep_background_from_labels: bool = False,
+    ignore_index: int = IGNORE,
 ) -> Tensor:
-    """One binary cross-entropy whose targets on the old channels are the old network's scores. MiB's option --icarl_disjoint.
+    """One binary cross-entropy whose targets on the old channels are the old network's scores. MiB's option
+    --icarl_disjoint.
 
     Args:
         logits: [B, C, H, W].
@@ -71,14 +77,19 @@ def icarl_disjoint_loss(
         A scalar: sum over classes, mean over all pixels; no pixel is ignored.
     """
     n_old, first = logits_old.shape[1], int(keep_background_from_labels)
-    labelled = F.one_hot(labels.where(labels != ignore_index, 0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    labelled = (
+        F.one_hot(labels.where(labels != ignore_index, 0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    )
     labelled = labelled * (labels != ignore_index).unsqueeze(1)
-    targets = torch.cat([labelled[:, :first], torch.sigmoid(logits_old)[:, first:], labelled[:, n_old:]], dim=1)
+    targets = torch.cat(
+        [labelled[:, :first], torch.sigmoid(logits_old)[:, first:], labelled[:, n_old:]], dim=1
+    )
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1).mean()
 
 
 class LwFMC(Method):
-    """Binary cross-entropy on the labels and on the old network's scores; old channels get both, contradictory as they are."""
+    """Binary cross-entropy on the labels and on the old network's scores; old channels get both,
+    contradictory as they are."""
 
     title = "LwF-MC"
     paper = "Rebuffi, Kolesnikov, Sperl and Lampert, CVPR 2017; settings of Cermelli et al., CVPR 2020"

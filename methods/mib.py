@@ -1,8 +1,10 @@
-"""MiB: Modeling the Background for Incremental Learning in Semantic Segmentation (Cermelli et al., CVPR 2020).
+"""MiB: Modeling the Background for Incremental Learning in Semantic Segmentation (Cermelli et al., CVPR
+2020).
 
-Background means something else at each step: in the labels of a step it holds every old class, and in the old network's output it
-holds every new one. Three changes to fine-tuning follow: a cross-entropy whose background is "background or any old class", a
-distillation whose background is "background or any new class", and a new classifier that starts from the background's.
+Background means something else at each step: in the labels of a step it holds every old class, and in the old
+network's output it holds every new one. Three changes to fine-tuning follow: a cross-entropy whose background
+is "background or any old class", a distillation whose background is "background or any new class", and a new
+classifier that starts from the background's.
 """
 
 from __future__ import annotations
@@ -12,19 +14,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from bench.data.dataset import IGNORE
 from bench.lazy import F, torch
-from bench.method import Method
-from bench.recipe import Later
+from bench.method import IGNORE, Later, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.method import Batch
     from bench.models.classifier import Classifier
-    from bench.train import Batch
 
 
-def unbiased_cross_entropy_map(logits: Tensor, labels: Tensor, n_old_classes: int, ignore_index: int = IGNORE) -> Tensor:
+def unbiased_cross_entropy_map(
+    logits: Tensor, labels: Tensor, n_old_classes: int, ignore_index: int = IGNORE
+) -> Tensor:
     """Cross-entropy in which background stands for all old classes, for each pixel.
 
     Args:
@@ -45,13 +47,16 @@ def unbiased_cross_entropy_map(logits: Tensor, labels: Tensor, n_old_classes: in
     return F.nll_loss(log_p, channel, ignore_index=ignore_index, reduction="none")
 
 
-def unbiased_cross_entropy(logits: Tensor, labels: Tensor, n_old_classes: int, ignore_index: int = IGNORE) -> Tensor:
+def unbiased_cross_entropy(
+    logits: Tensor, labels: Tensor, n_old_classes: int, ignore_index: int = IGNORE
+) -> Tensor:
     """The mean of `unbiased_cross_entropy_map` over all pixels, ignored ones included in the divisor."""
     return unbiased_cross_entropy_map(logits, labels, n_old_classes, ignore_index).mean()
 
 
 def unbiased_distillation_map(logits: Tensor, logits_old: Tensor, alpha: float = 1.0) -> Tensor:
-    """Distillation in which the old network's background is matched by background or any new class, for each pixel.
+    """Distillation in which the old network's background is matched by background or any new class, for each
+    pixel.
 
     Args:
         logits: [B, C, H, W].
@@ -65,7 +70,9 @@ def unbiased_distillation_map(logits: Tensor, logits_old: Tensor, alpha: float =
     """
     n_old = logits_old.shape[1]
     total = torch.logsumexp(logits, dim=1, keepdim=True)
-    background = torch.logsumexp(torch.cat([logits[:, :1], logits[:, n_old:]], dim=1), dim=1, keepdim=True) - total
+    background = (
+        torch.logsumexp(torch.cat([logits[:, :1], logits[:, n_old:]], dim=1), dim=1, keepdim=True) - total
+    )
     log_q = torch.cat([background, logits[:, 1:n_old] - total], dim=1)
     return -(F.softmax(alpha * logits_old, dim=1) * log_q).mean(dim=1)
 
@@ -78,7 +85,8 @@ def unbiased_distillation(logits: Tensor, logits_old: Tensor, alpha: float = 1.0
 def background_classifier_init(classifier: Classifier) -> None:
     """Spread the background's probability equally over background and the new classes.
 
-    Every new row starts as the background's row, and background and new rows share the bias b_0 - log(C_new + 1).
+    Every new row starts as the background's row, and background and new rows share the bias b_0 - log(C_new +
+    1).
 
     Args:
         classifier: a linear classifier whose last head is the new one; changed in place.
@@ -104,7 +112,8 @@ class MiB(Method):
         """Hyper-parameters of MiB."""
 
         distillation: Later[float] = Field(10.0, ge=0)
-        """Weight of the unbiased distillation. The code's preset is 10; the published 15-1 numbers used 100."""
+        """Weight of the unbiased distillation. The code's preset is 10; the published 15-1 numbers used
+        100."""
 
     def init_classifier(self) -> None:
         background_classifier_init(self.network.classifier)

@@ -1,12 +1,16 @@
 """NeST: New claSsifier pre-Tuning (Xie et al., "Early Preparation Pays Off", ECCV 2024).
 
-NeST wraps another method, replaces the initialisation of its new classifier, and changes nothing else. A new class's row is generated
-from all old rows: its importances weigh them element by element, its mixing adds them up. Both start from how much the new
-class looks like each old one to the old network, and are learned in a short pre-tuning in which no other weight moves. Then
-the generated rows are written into the classifier, and the wrapped method trains as it always does.
+NeST wraps another method, replaces the initialisation of its new classifier, and changes nothing else. A new
+class's row is generated
+from all old rows: its importances weigh them element by element, its mixing adds them up. Both start from how
+    much the new
+class looks like each old one to the old network, and are learned in a short pre-tuning in which no other
+weight moves. Then the generated rows are written into the classifier, and the wrapped method trains as it
+always does.
 
-The released code is followed, oddities included (spec/nest.md section 8): norms use batch statistics while pre-tuning, the learning
-rate is that of the iteration ahead, so the last update is void, and new biases start from one random number.
+The released code is followed, oddities included (spec/nest.md section 8): norms use batch statistics while
+pre-tuning, the learning rate is that of the iteration ahead, so the last update is void, and new biases start
+from one random number.
 """
 
 from __future__ import annotations
@@ -17,17 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from bench.errors import UserError
-from bench.lazy import F, torch
-from bench.method import Phase, Wrapper
-from bench.recipe import Later
-from bench.schedule import learning_rate
+from bench.lazy import F, at_least_float32, torch
+from bench.method import Later, Length, Method, Phase, learning_rate
 from methods.mib import unbiased_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.method import Batch
     from bench.models.classifier import Classifier
-    from bench.train import Batch
 
 GRID = 128
 """Side of the grid on which new and old classes are compared."""
@@ -45,7 +47,8 @@ class Transformation(NamedTuple):
         background_importance: [1, D].
         background_mixing: [1, 1].
 
-    Source: paper, w_c = (M_c * W_old) P_c; spec/nest.md section 1 (the background's own transformation is in the code only).
+    Source: paper, w_c = (M_c * W_old) P_c; spec/nest.md section 1 (the background's own transformation is in
+        the code only).
     """
 
     importance: Tensor
@@ -63,7 +66,8 @@ class Transformation(NamedTuple):
 class ClassSimilarity:
     """How alike each new class and each old class are, in the old network's features.
 
-    A pixel of a new class counts, for old class c and feature d, with the probability of c if feature and row agree in sign, else not.
+    A pixel of a new class counts, for old class c and feature d, with the probability of c if feature and row
+    agree in sign, else not.
 
     Args:
         old_weight: [C_old, D].
@@ -85,27 +89,42 @@ class ClassSimilarity:
             logits_old: [B, C_old, H', W'].
             labels: int64 [B, H, W].
         """
-        f = F.interpolate(features.float(), size=(GRID, GRID), mode="bilinear", align_corners=False).movedim(1, -1)
-        p = F.interpolate(logits_old.float(), size=(GRID, GRID), mode="bilinear", align_corners=False).softmax(dim=1).movedim(1, -1)
-        y = F.interpolate(labels[:, None].float(), size=(GRID, GRID), mode="nearest")[:, 0] - len(self.old_weight)
+        f = F.interpolate(
+            at_least_float32(features), size=(GRID, GRID), mode="bilinear", align_corners=False
+        ).movedim(1, -1)
+        p = (
+            F.interpolate(
+                at_least_float32(logits_old), size=(GRID, GRID), mode="bilinear", align_corners=False
+            )
+            .softmax(dim=1)
+            .movedim(1, -1)
+        )
+        y = F.interpolate(labels[:, None].float(), size=(GRID, GRID), mode="nearest")[:, 0] - len(
+            self.old_weight
+        )
         for n in range(len(self.sums)):
             there = y == n
             p_there, f_there = p[there], f[there]
             self.pixels[n] += len(p_there)
-            for sign in (1, -1):  # sign agrees where both are positive or both negative: one matrix product each
-                agreeing = p_there.T @ (sign * f_there > 0).float()
+            for sign in (
+                1,
+                -1,
+            ):  # sign agrees where both are positive or both negative: one matrix product each
+                agreeing = p_there.T @ (sign * f_there > 0).to(p_there.dtype)
                 self.sums[n] += agreeing * (sign * self.old_weight > 0)
 
     def importance(self) -> Tensor:
         """Shares in [0, 1], [N, C_old, D]; NaN for a class without a pixel."""
-        return (self.sums / self.pixels[:, None, None]).float()
+        return (self.sums / self.pixels[:, None, None]).to(self.old_weight.dtype)
 
     def mixing(self) -> Tensor:
         """Probabilities over the old classes, [N, C_old]; nearly one-hot for wide features."""
         return self.importance().sum(dim=-1).softmax(dim=1)
 
 
-def generated_logits(features: Tensor, old_weight: Tensor, old_bias: Tensor, transformation: Transformation) -> Tensor:
+def generated_logits(
+    features: Tensor, old_weight: Tensor, old_bias: Tensor, transformation: Transformation
+) -> Tensor:
     """Logits [B, C, h, w] of features [B, D, h, w] where background and new rows are the generated ones.
 
     Args:
@@ -117,21 +136,27 @@ def generated_logits(features: Tensor, old_weight: Tensor, old_bias: Tensor, tra
     return F.conv2d(features, weight[:, :, None, None], torch.cat([old_bias, transformation.new_bias]))
 
 
-def pretuning_loss(features: Tensor, labels: Tensor, old_weight: Tensor, old_bias: Tensor, transformation: Transformation) -> Tensor:
+def pretuning_loss(
+    features: Tensor, labels: Tensor, old_weight: Tensor, old_bias: Tensor, transformation: Transformation
+) -> Tensor:
     """MiB's unbiased cross-entropy of the generated logits at the labels' size, a mean over all pixels.
 
     Source: spec/nest.md section 4.
     """
     small = generated_logits(features, old_weight, old_bias, transformation)
-    logits = F.interpolate(small.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    logits = F.interpolate(
+        at_least_float32(small), size=labels.shape[-2:], mode="bilinear", align_corners=False
+    )
     return unbiased_cross_entropy(logits, labels, len(old_weight))
 
 
-def finalised_classifier(old_weight: Tensor, old_bias: Tensor, transformation: Transformation) -> tuple[Tensor, Tensor]:
+def finalised_classifier(
+    old_weight: Tensor, old_bias: Tensor, transformation: Transformation
+) -> tuple[Tensor, Tensor]:
     """(weight [C, D], bias [C]) as the main training starts from them.
 
-    Generated rows take the scale of the old ones: the background row its old norm, the new rows (by one factor) their mean norm, and the
-    new biases as a vector the norm of the old biases as a vector.
+    Generated rows take the scale of the old ones: the background row its old norm, the new rows (by one
+    factor) their mean norm, and the new biases as a vector the norm of the old biases as a vector.
 
     Source: spec/nest.md section 5.
     """
@@ -151,13 +176,15 @@ def old_rows(classifier: Classifier) -> tuple[Tensor, Tensor]:
     return weight.detach().flatten(1), bias.detach()
 
 
-class NeST(Wrapper):
+class NeST(Method):
     """Any method on a linear classifier, its new rows generated from the old ones and pre-tuned."""
 
     title = "NeST"
     paper = "Xie, Lu, Xiao, Wang, Zhang and Liu, ECCV 2024"
+    wraps = ("linear",)
+    needs_teacher = True
 
-    class Config(Wrapper.Config):
+    class Config(Method.Config):
         """Hyper-parameters of NeST."""
 
         pretuning_epochs: Later[int] = Field(5, ge=0)
@@ -165,11 +192,12 @@ class NeST(Wrapper):
         pretuning_lr_scale: Later[float] = Field(1.0, gt=0)
         """Learning rate of pre-tuning over that of the step."""
         beta_init: Later[float | None] = None
-        """Bias that every new class starts pre-tuning with; None draws it as the bias of a fresh head is drawn."""
+        """Bias that every new class starts pre-tuning with; None draws it as the bias of a fresh head is
+        drawn."""
         freeze_old_classifier: Later[bool] = False
         """Train no head but the newest in the main phase, background included ("fix_pre_cls")."""
 
-    # ---- the initialisation of the new classifier, in place of the wrapped method's ------------------------------------------
+    # ---- the initialisation of the new classifier, in place of the wrapped method's ------------------------
 
     def init_classifier(self) -> None:
         """Begin the transformation with the similarity of new and old classes."""
@@ -179,9 +207,12 @@ class NeST(Wrapper):
             beta = torch.empty(()).uniform_(-bound, bound).item()
         importance, mixing = self.similarity()
         start = Transformation(
-            importance, mixing, importance.new_full((self.step.n_new,), beta), importance.new_ones(1, importance.shape[-1]),
+            importance,
+            mixing,
+            importance.new_full((self.step.n_new,), beta),
+            importance.new_ones(1, importance.shape[-1]),
             importance.new_ones(1, 1),
-        )  # fmt: skip
+        )
         self.state.update({STATE + name: tensor for name, tensor in start._asdict().items()})
 
     def similarity(self) -> tuple[Tensor, Tensor]:
@@ -200,10 +231,13 @@ class NeST(Wrapper):
         if missing and self.data.smoke is None:
             names = ", ".join(f"{c} ({self.data.protocol.dataset.classes[c]})" for c in missing)
             raise UserError(
-                f"{self.data.protocol.label}, step {self.step.index}: class {names} has no pixel on NeST's grid of {GRID} x {GRID} in any of the "
-                f"{len(self.data.train)} training crops, so its likeness to the old classes is undefined; use a larger crop or more images"
+                f"{self.data.protocol.label}, step {self.step.index}: class {names} has no pixel on NeST's "
+                f"grid of {GRID} x {GRID} in any of the "
+                f"{len(self.data.train)} training crops, so its likeness to the old classes is undefined; "
+                "use a larger crop or more images"
             )
-        # A smoke run sees too few images to meet every class; what it did not meet starts as the mean of the old rows.
+        # A smoke run sees too few images to meet every class; what it did not meet starts as the mean of the
+        # old rows.
         return found.importance().nan_to_num(1.0), found.mixing().nan_to_num(1 / self.step.n_old)
 
     @property
@@ -217,7 +251,11 @@ class NeST(Wrapper):
         assert self.transformation is not None
         with torch.no_grad():
             features = batch.output.features
-        return {"ce": pretuning_loss(features, batch.labels, *old_rows(self.network.classifier), self.transformation)}
+        return {
+            "ce": pretuning_loss(
+                features, batch.labels, *old_rows(self.network.classifier), self.transformation
+            )
+        }
 
     def pretuning_rate(self, base: float, iteration: int, total: int) -> float:
         """The schedule is stepped before the optimiser, not after: the last update has learning rate 0."""
@@ -236,7 +274,7 @@ class NeST(Wrapper):
         for name in Transformation._fields:
             del self.state[STATE + name]
 
-    # ---- around the wrapped method -------------------------------------------------------------------------------------------
+    # ---- around the wrapped method -------------------------------------------------------------------------
 
     def setup(self) -> None:
         super().setup()
@@ -249,15 +287,20 @@ class NeST(Wrapper):
         lr = self.config.lr * self.config.pretuning_lr_scale
         learned = [tensor.requires_grad_() for tensor in self.transformation or ()]
         pretuning = Phase(
-            "pre-tuning", self.config.pretuning_epochs, [{"params": learned, "lr": lr}], self.pretuning_losses, self.pretuning_rate,
-            self.finish_pretuning,
-        )  # fmt: skip
+            "pre-tuning",
+            self.length("pre-tuning"),
+            [{"params": learned, "lr": lr}],
+            self.pretuning_losses,
+            self.pretuning_rate,
+            self.optimiser,
+            on_end=self.finish_pretuning,
+        )
         return [pretuning, *super().phases()]
 
     @classmethod
-    def iterations(cls, config: Any, index: int, images: int) -> int:
-        pretuning = images // config.batch_size * config.pretuning_epochs if index else 0
-        return super().iterations(config, index, images) + pretuning
+    def lengths(cls, config: Any, index: int, images: int) -> dict[str, Length]:
+        pretuning = {"pre-tuning": Length(config.pretuning_epochs, images)} if index else {}
+        return {**pretuning, **super().lengths(config, index, images)}
 
     def observe(self) -> None:
         if self.transformation is None:

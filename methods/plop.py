@@ -1,8 +1,9 @@
 """PLOP: Learning without Forgetting for Continual Semantic Segmentation (Douillard et al., CVPR 2021).
 
-Background pixels get the old network's prediction as a pseudo-label where that network is certain enough, certainty being the
-entropy against a threshold of each class; images with few certain pixels count less. Features are held by Local POD, a distance of
-multi-scale strip-pooled maps. The new classifier starts from the background's, as in MiB.
+Background pixels get the old network's prediction as a pseudo-label where that network is certain enough,
+certainty being the entropy against a threshold of each class; images with few certain pixels count less.
+Features are held by Local POD, a distance of multi-scale strip-pooled maps. The new classifier starts from
+the background's, as in MiB.
 
 The thresholds are computed as the released code does, oddities included (spec/plop.md sections 4 and 8).
 """
@@ -15,17 +16,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from bench.data.dataset import IGNORE
-from bench.lazy import torch
-from bench.losses import cross_entropy_map
-from bench.method import Method
-from bench.recipe import Later
+from bench.lazy import at_least_float32, torch
+from bench.method import IGNORE, Later, Method, cross_entropy_map
 from methods.mib import background_classifier_init
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.train import Batch
+    from bench.method import Batch
 
 BINS = 100
 EPSILON = 1e-8
@@ -45,26 +43,35 @@ def pixel_entropy(probabilities: Tensor) -> Tensor:
 
 
 class EntropyThresholds:
-    """The acceptance threshold of each class, from histograms of the old network's entropy on background pixels.
+    """The acceptance threshold of each class, from histograms of the old network's entropy on background
+    pixels.
 
     Args:
         n_old_classes: C_old, background included.
         n_classes: C.
         base: the least threshold.
-        mode: "entropy" as published, or "probability": of the highest probability, in 20 bins (PLOP's variant "median").
+        mode: "entropy" as published, or "probability": of the highest probability, in 20 bins (PLOP's variant
+            "median").
 
     Source: spec/plop.md section 4. The median's running sum adds bin indices, not counts, and is kept so.
     """
 
-    def __init__(self, n_old_classes: int, n_classes: int, base: float = 0.001, mode: Literal["entropy", "probability"] = "entropy") -> None:
+    def __init__(
+        self,
+        n_old_classes: int,
+        n_classes: int,
+        base: float = 0.001,
+        mode: Literal["entropy", "probability"] = "entropy",
+    ) -> None:
         self.n_old_classes, self.n_classes, self.base, self.mode = n_old_classes, n_classes, base, mode
         self.max_value = math.log(n_classes) if mode == "entropy" else 1.0
         self.bins = BINS if mode == "entropy" else 20
         self.histogram = torch.zeros(n_classes, self.bins, dtype=torch.long)
 
     def update(self, logits_old: Tensor, labels: Tensor) -> None:
-        """Count one batch: logits [B, C_old, H, W] at label size, labels int64 [B, H, W]; only pixels labelled 0 count."""
-        probabilities = torch.softmax(logits_old.float(), dim=1)
+        """Count one batch: logits [B, C_old, H, W] at label size, labels int64 [B, H, W]; only pixels
+        labelled 0 count."""
+        probabilities = torch.softmax(at_least_float32(logits_old), dim=1)
         highest, predicted = probabilities.max(dim=1)
         value = pixel_entropy(probabilities) / self.max_value if self.mode == "entropy" else highest
         k = (value * self.bins).long().clamp(0, self.bins - 1)
@@ -82,7 +89,9 @@ class EntropyThresholds:
                 out[c] = self._median(histogram[c], total)
         if self.mode == "probability":
             return torch.minimum(out, torch.tensor(self.base))
-        return torch.where(torch.isnan(out), out, out.clamp(min=self.base))  # max() of Python keeps a NaN that comes first
+        return torch.where(
+            torch.isnan(out), out, out.clamp(min=self.base)
+        )  # max() of Python keeps a NaN that comes first
 
     def _median(self, counts: Tensor, total: Tensor) -> Tensor:
         half = total / 2
@@ -96,8 +105,11 @@ class EntropyThresholds:
         return edge + (half - running) / counts[k] * (1 / self.bins)
 
 
-def pseudo_label(logits_old: Tensor, labels: Tensor, thresholds: Tensor, n_old_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Background pixels take the old network's class where its entropy is below that class's threshold, else they are ignored.
+def pseudo_label(
+    logits_old: Tensor, labels: Tensor, thresholds: Tensor, n_old_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Background pixels take the old network's class where its entropy is below that class's threshold, else
+    they are ignored.
 
     Args:
         logits_old: [B, C_old, H, W] at label size.
@@ -106,12 +118,12 @@ def pseudo_label(logits_old: Tensor, labels: Tensor, thresholds: Tensor, n_old_c
         n_old_classes: C_old.
 
     Returns:
-        (targets int64 [B, H, W], accepted bool [B, H, W] before it is confined to background, adaptive factor [B]: the share of
-        background pixels that were accepted).
+        (targets int64 [B, H, W], accepted bool [B, H, W] before it is confined to background, adaptive factor
+        [B]: the share of background pixels that were accepted).
 
     Source: spec/plop.md section 5 a, b.
     """
-    probabilities = torch.softmax(logits_old.float(), dim=1)
+    probabilities = torch.softmax(at_least_float32(logits_old), dim=1)
     predicted = probabilities.argmax(dim=1)
     accepted = pixel_entropy(probabilities) / math.log(thresholds.numel()) < thresholds[predicted]
     background = labels < n_old_classes
@@ -137,8 +149,8 @@ def classification_loss(logits: Tensor, targets: Tensor, factor: Tensor) -> Tens
 def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
     """Strip-pooled features at several scales, [B, D].
 
-    At scale s the map is cut into s x s windows of side W // s (the width, on both axes); each gives its mean over columns
-    (channel-major, rows) and its mean over rows (channel-major, columns).
+    At scale s the map is cut into s x s windows of side W // s (the width, on both axes); each gives its mean
+    over columns (channel-major, rows) and its mean over rows (channel-major, columns).
 
     Args:
         features: [B, c, H, W]; on a map that is not square, what lies beyond the windows is left out.
@@ -153,7 +165,9 @@ def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> 
     for s in scales:
         k = width // s
         if not k or (s - 1) * k >= height:
-            raise ValueError(f"Local POD at scale {s} has windows without a pixel on a map of {height} x {width}")
+            raise ValueError(
+                f"Local POD at scale {s} has windows without a pixel on a map of {height} x {width}"
+            )
         for i in range(s):
             for j in range(s):
                 window = features[:, :, i * k : (i + 1) * k, j * k : (j + 1) * k]
@@ -162,7 +176,8 @@ def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> 
 
 
 def fold_new_logits(logits: Tensor, n_old_classes: int, how: str = "sum") -> Tensor:
-    """Logits [B, C, …] as the old network could have made them: new channels added to background ("sum") or left out ("trim")."""
+    """Logits [B, C, …] as the old network could have made them: new channels added to background ("sum") or
+    left out ("trim")."""
     old = logits[:, :n_old_classes]
     if how == "trim":
         return old
@@ -171,9 +186,14 @@ def fold_new_logits(logits: Tensor, n_old_classes: int, how: str = "sum") -> Ten
 
 
 def local_pod_distillation(
-    old: Sequence[Tensor], new: Sequence[Tensor], factors: Sequence[float], class_factor: float = 1.0, scales: Sequence[int] = (1, 2, 4)
+    old: Sequence[Tensor],
+    new: Sequence[Tensor],
+    factors: Sequence[float],
+    class_factor: float = 1.0,
+    scales: Sequence[int] = (1, 2, 4),
 ) -> Tensor:
-    """Mean over maps of factor times the batch-mean Euclidean distance of Local POD embeddings of squared maps.
+    """Mean over maps of factor times the batch-mean Euclidean distance of Local POD embeddings of squared
+    maps.
 
     Args:
         old, new: maps [B, c, H, W], one pair a layer.
@@ -184,13 +204,16 @@ def local_pod_distillation(
     """
     terms = []
     for a, b, factor in zip(old, new, factors, strict=True):
-        difference = local_pod_embedding(a.float().square(), scales) - local_pod_embedding(b.float().square(), scales)
+        difference = local_pod_embedding(at_least_float32(a).square(), scales) - local_pod_embedding(
+            at_least_float32(b).square(), scales
+        )
         terms.append(factor * class_factor * torch.linalg.vector_norm(difference, dim=1).mean())
     return torch.stack(terms).mean()
 
 
 class PLOP(Method):
-    """Entropy pseudo-labels with adaptive factor, Local POD on body, head and logits, background-based initialisation."""
+    """Entropy pseudo-labels with adaptive factor, Local POD on body, head and logits, background-based
+    initialisation."""
 
     title = "PLOP"
     paper = "Douillard, Chen, Dapogny and Cord, CVPR 2021"
@@ -232,10 +255,16 @@ class PLOP(Method):
         new, old = batch.output, batch.teacher
         thresholds = self.state["thresholds"].to(batch.labels.device)
         targets, _, factor = pseudo_label(old.logits, batch.labels, thresholds, self.step.n_old)
-        with torch.autocast(new.logits.device.type, enabled=False):  # squared activations leave the range of half precision
+        with torch.autocast(
+            new.logits.device.type, enabled=False
+        ):  # squared activations leave the range of half precision
             pod = local_pod_distillation(
                 [*old.maps, old.features, old.small_logits],
-                [*new.maps, new.features, fold_new_logits(new.small_logits.float(), self.step.n_old)],
+                [
+                    *new.maps,
+                    new.features,
+                    fold_new_logits(at_least_float32(new.small_logits), self.step.n_old),
+                ],
                 [self.config.pod] * (len(new.maps) + 1) + [self.config.pod_logits],
                 math.sqrt(self.step.n_classes / self.step.n_new),
                 self.config.scales,

@@ -1,10 +1,12 @@
-"""SSUL: Semantic Segmentation with Unknown Label for Exemplar-based Class-Incremental Learning (Cha et al., NeurIPS 2021).
+"""SSUL: Semantic Segmentation with Unknown Label for Exemplar-based Class-Incremental Learning (Cha et al.,
+NeurIPS 2021).
 
-One head a step, sigmoid scores, binary cross-entropy over all channels. Background that a saliency map marks is labelled
-"unknown", a class of its own that later classes start from. From step 1 on the trunk and all old heads are frozen, and old
-classes in new images come from the previous network's confident predictions.
+One head a step, sigmoid scores, binary cross-entropy over all channels. Background that a saliency map marks
+is labelled "unknown", a class of its own that later classes start from. From step 1 on the trunk and all old
+heads are frozen, and old classes in new images come from the previous network's confident predictions.
 
-Channels: 0 unknown, 1 background, k + 1 the k-th class. Labels are shifted by one accordingly. SSUL-M, with a memory of exemplars, is
+Channels: 0 unknown, 1 background, k + 1 the k-th class. Labels are shifted by one accordingly. SSUL-M, with a
+    memory of exemplars, is
 in ssul_m.py.
 """
 
@@ -15,22 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from bench.data.dataset import IGNORE
 from bench.lazy import F, torch
-from bench.method import Method
-from bench.recipe import Later
+from bench.method import IGNORE, Later, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.method import Batch, Group
     from bench.models.classifier import Classifier
-    from bench.train import Batch
 
 UNKNOWN, BACKGROUND = 0, 1
 
 
 def bce_ignore_multi_head(
-    logits: Tensor, labels: Tensor, weight: Tensor | None = None, reduction: str = "mean", ignore_index: int = IGNORE
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = IGNORE,
 ) -> Tensor:
     """Binary cross-entropy of one-hot labels, summed over all channels.
 
@@ -56,13 +60,20 @@ def bce_ignore_multi_head(
     return loss.sum() if reduction == "sum" else loss.masked_select(valid).mean()
 
 
-def sigmoid_pseudo_labels(logits_old: Tensor, labels: Tensor, last_not_foreground: int, threshold: float, activation: str = "sigmoid") -> Tensor:
+def sigmoid_pseudo_labels(
+    logits_old: Tensor,
+    labels: Tensor,
+    last_not_foreground: int,
+    threshold: float,
+    activation: str = "sigmoid",
+) -> Tensor:
     """Old classes where the previous network is confident and the label says background or unknown.
 
     Args:
         logits_old: [B, C_old, H, W]; every channel takes part in the maximum.
         labels: int64 [B, H, W].
-        last_not_foreground: highest channel that is no foreground class: 1 with the unknown channel, 0 without.
+        last_not_foreground: highest channel that is no foreground class: 1 with the unknown channel, 0
+            without.
         threshold: least score, inclusive.
         activation: "sigmoid", or "softmax" for a network trained with cross-entropy.
 
@@ -83,22 +94,28 @@ def encode_labels_unknown(labels: Tensor, salient: Tensor | bool) -> Tensor:
         salient: bool [B, H, W], or True (everywhere: the rule on ADE20K) or False.
     """
     shifted = torch.where(labels == IGNORE, IGNORE, labels + 1)
-    return torch.where((shifted == BACKGROUND) & torch.as_tensor(salient, device=labels.device), UNKNOWN, shifted)
+    return torch.where(
+        (shifted == BACKGROUND) & torch.as_tensor(salient, device=labels.device), UNKNOWN, shifted
+    )
 
 
 def unknown_weight_transfer(classifier: Classifier) -> None:
-    """The newest head starts as the unknown head: its 3x3 convolution and norm, and its single row for every new class."""
+    """The newest head starts as the unknown head: its 3x3 convolution and norm, and its single row for every
+    new class."""
     unknown, new = classifier.heads[UNKNOWN], classifier.heads[-1]
     with torch.no_grad():
         for source, target in zip(unknown[:-1], new[:-1], strict=True):
-            values = {name: value for name, value in source.state_dict().items() if name != "num_batches_tracked"}
+            values = {
+                name: value for name, value in source.state_dict().items() if name != "num_batches_tracked"
+            }
             target.load_state_dict(values, strict=False)
         new[-1].weight.copy_(unknown[-1].weight.expand_as(new[-1].weight))
         new[-1].bias.copy_(unknown[-1].bias.expand_as(new[-1].bias))
 
 
 def predict_merge_unknown(logits: Tensor, unknown: bool = True) -> tuple[Tensor, Tensor]:
-    """(classes [B, H, W], scores [B, C, H, W]): sigmoid scores, the unknown score added to the background's."""
+    """(classes [B, H, W], scores [B, C, H, W]): sigmoid scores, the unknown score added to the
+    background's."""
     scores = torch.sigmoid(logits)
     if unknown:
         scores = torch.cat([scores[:, :1] + scores[:, 1:2], scores[:, 2:]], dim=1)
@@ -116,7 +133,8 @@ class SSUL(Method):
         """Hyper-parameters of SSUL."""
 
         saliency: Literal["files", "all", "none"] = "files"
-        """Which background is unknown: what the saliency maps mark, all of it (the rule on ADE20K), or none. Only files give the published method."""
+        """Which background is unknown: what the saliency maps mark, all of it (the rule on ADE20K), or none.
+        Only files give the published method."""
         unknown: bool = True
         """Model the unknown class; without it there is no weight transfer either."""
         threshold: Later[float] = Field(0.7, ge=0, le=1)
@@ -131,8 +149,9 @@ class SSUL(Method):
     def heads(self, sizes: Sequence[int]) -> list[int]:
         return [1, 1, sizes[0] - 1, *sizes[1:]] if self.config.unknown else list(sizes)
 
-    def needs_saliency(self) -> bool:
-        return self.config.unknown and self.config.saliency == "files"
+    @classmethod
+    def maps(cls, config: Any) -> tuple[str, ...]:
+        return ("saliency",) if config.unknown and config.saliency == "files" else ()
 
     def init_classifier(self) -> None:
         if self.config.unknown:
@@ -157,31 +176,36 @@ class SSUL(Method):
             for norm in norm_layers(self.network):
                 norm.eval()
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[Group]:
         if not self.step.index:
             return super().parameter_groups()
         background = self.network.classifier.heads[BACKGROUND] if self.config.unknown else None
-        groups = []
+        groups: list[Group] = []
         for head in self.trained_heads():
             factor = self.config.background_lr if head is background else 1.0
-            groups.append({"params": [p for p in head.parameters() if p.requires_grad], "lr": self.config.lr * factor})
+            groups.append(
+                {"params": [p for p in head.parameters() if p.requires_grad], "lr": self.config.lr * factor}
+            )
         return groups
 
     def encode(self, batch: Batch) -> Tensor:
         """Training labels in the channels of the heads, int64 [B, H, W]."""
         if not self.config.unknown:
             return batch.labels
-        salient = {"files": lambda: batch.extra["saliency"] > 0, "all": lambda: True, "none": lambda: False}[self.config.saliency]()
-        return encode_labels_unknown(batch.labels, salient)
+        if self.config.saliency == "files":
+            return encode_labels_unknown(batch.labels, batch.extra["saliency"] > 0)
+        return encode_labels_unknown(batch.labels, self.config.saliency == "all")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         labels = self.encode(batch)
         if self.step.index:
-            labels = sigmoid_pseudo_labels(batch.teacher.logits, labels, self.last_not_foreground, self.config.threshold)
+            labels = sigmoid_pseudo_labels(
+                batch.teacher.logits, labels, self.last_not_foreground, self.config.threshold
+            )
         return {"bce": bce_ignore_multi_head(batch.output.logits, labels)}
 
-    def predict(self, logits: Tensor) -> Tensor:
-        return predict_merge_unknown(logits, self.config.unknown)[0]
+    def predict(self, output: Any, size: tuple[int, int]) -> Tensor:
+        return predict_merge_unknown(output.logits, self.config.unknown)[0]
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:

@@ -1,8 +1,8 @@
 """SSUL-M: SSUL with a memory of whole training images (Cha et al., NeurIPS 2021).
 
-Before each later step a class-balanced memory is drawn from the last memory and from the previous step's images, in which the previous
-network's confident predictions complete the labels. While the step trains, a random half of every batch is replaced by images
-from memory, labelled with all classes learned so far.
+Before each later step a class-balanced memory is drawn from the last memory and from the previous step's
+images, in which the previous network's confident predictions complete the labels. While the step trains, a
+random half of every batch is replaced by images from memory, labelled with all classes learned so far.
 
 Step 0 is SSUL's.
 """
@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from bench import replay
 from bench.lazy import torch
-from bench.recipe import Later
+from bench.method import Later, replay
 from methods.ssul import SSUL, sigmoid_pseudo_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.method import Batches
-    from bench.train import Batch
+    from bench.method import Batch, Batches
 
 MEMORY_THRESHOLD = 0.7
-"""Least score of a prediction that counts as a class of a candidate; fixed, whatever the pseudo-labels' threshold in training."""
+"""Least score of a prediction that counts as a class of a candidate; fixed, whatever the pseudo-labels'
+threshold in training."""
 
 
 class SSULM(SSUL):
@@ -34,7 +33,10 @@ class SSULM(SSUL):
 
     title = "SSUL-M"
     first_step = "ssul"
-    caveats = ("images in memory carry the labels of all classes so far, more than was annotated when they were seen",)
+    caveats = (
+        "images in memory carry the labels of all classes so far, more than was annotated when they were "
+        "seen",
+    )
 
     class Config(SSUL.Config):
         """Hyper-parameters of SSUL-M."""
@@ -42,38 +44,46 @@ class SSULM(SSUL):
         memory_size: Later[int] = Field(100, ge=0)
         """Images in memory; 0 is SSUL. Fewer are kept where there are not so many."""
         memory_labels: Later[Literal["as_published", "shifted"]] = "as_published"
-        """Labels of images from memory: in the data set's channels, as the released code has them (class k trains the channel of
-        class k - 1, background the unknown channel), or shifted like all others."""
+        """Labels of images from memory: in the data set's channels, as the released code has them (class k
+        trains the channel of class k - 1, background the unknown channel), or shifted like all others."""
 
     def start_step(self) -> None:
         super().start_step()
         if self.step.index and self.config.memory_size:
-            drawn = replay.draw_memory(self.data, self.previous, self.classes_of_candidates, self.config.memory_size, "center-crop")
+            drawn = replay.draw_memory(
+                self.data, self.previous, self.classes_of_candidates, self.config.memory_size, "center-crop"
+            )
             self.state[replay.STATE] = drawn
 
     def classes_of_candidates(self, batch: Batch) -> Sequence[Sequence[int]]:
-        """What images of the previous step show: their labels, from the third step on completed by the previous network."""
-        return classes_shown(self.encode(batch), batch.teacher.logits if self.step.index > 1 else None, self.last_not_foreground)
+        """What images of the previous step show: their labels, from the third step on completed by the
+        previous network."""
+        return classes_shown(
+            self.encode(batch),
+            batch.teacher.logits if self.step.index > 1 else None,
+            self.last_not_foreground,
+        )
 
     def setup(self) -> None:
         super().setup()
-        names = replay.names(self.state)
+        names = self.memory()
         self.exemplars = None
         if names:
-            filled = replay.at_least_a_batch(names, self.data.values["batch_size"])
+            filled = replay.at_least_a_batch(names, self.config.batch_size)
             self.exemplars = self.data.images(self.step.index, filled, table=self.data.all_seen_table())
 
     def batches(self, epoch: int) -> Batches:
-        return super().batches(epoch) if self.exemplars is None else replay.HalfReplay(self.data, self.exemplars, epoch)
+        return (
+            super().batches(epoch)
+            if self.exemplars is None
+            else replay.HalfReplay(self.data, self.exemplars, epoch)
+        )
 
     def encode(self, batch: Batch) -> Tensor:
         labels = super().encode(batch)
         if self.config.memory_labels == "as_published" and "replayed" in batch.extra:
             labels = torch.where(batch.extra["replayed"][:, None, None], batch.labels, labels)
         return labels
-
-    def memory(self) -> list[str]:
-        return replay.names(self.state)
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:
@@ -82,11 +92,15 @@ class SSULM(SSUL):
             return [note for note in notes if note not in cls.caveats]
         notes.insert(0, f"memory of {config.memory_size} images")
         if config.memory_labels == "as_published" and config.unknown:
-            notes.append("labels of images in memory are not shifted by the unknown channel, as in the released code")
+            notes.append(
+                "labels of images in memory are not shifted by the unknown channel, as in the released code"
+            )
         return notes
 
 
-def classes_shown(labels: Tensor, logits_old: Tensor | None, last_not_foreground: int, threshold: float = MEMORY_THRESHOLD) -> list[list[int]]:
+def classes_shown(
+    labels: Tensor, logits_old: Tensor | None, last_not_foreground: int, threshold: float = MEMORY_THRESHOLD
+) -> list[list[int]]:
     """The classes that count for each candidate of the memory.
 
     Args:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.store import Store, is_alive
+from bench.store.locks import is_alive
+from bench.store.results import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0
@@ -28,7 +29,8 @@ from bench.method import Method
 
 
 class Brittle(Method):
-    """Fine-tuning that fails at step T while there is a file fail-T in the current folder, and waits in its second epoch while there is a hold-T."""
+    """Fine-tuning that fails at step T while there is a file fail-T in the current folder, and waits in its
+    second epoch while there is a hold-T."""
 
     title = "Brittle"
 
@@ -68,15 +70,22 @@ class Bench:
         package = folder / "site"
         (package / "brittle-1.dist-info").mkdir(parents=True)
         (package / "brittle_method.py").write_text(BRITTLE)
-        (package / "brittle-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: brittle\nVersion: 1\n")
-        (package / "brittle-1.dist-info" / "entry_points.txt").write_text("[bench.methods]\nbrittle = brittle_method\n")
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(package)]), "OMP_NUM_THREADS": "1"}
+        (package / "brittle_method.toml").write_text("")
+        about = package / "brittle-1.dist-info"
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: brittle\nVersion: 1\n")
+        (about / "entry_points.txt").write_text("[bench.methods]\nbrittle = brittle_method\n")
+        path = os.pathsep.join([str(ROOT), str(package)])
+        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self.left: list[int] = []
         self.runs_before = 0
 
     def plan(self, methods: str, *more: str, protocol: str | None = None) -> list[str]:
         """The words of a run that takes seconds."""
-        sets = [word for item in ("epochs=2", "first_epochs=2", "batch_size=4", "crop=32") for word in ("--set", item)]
+        sets = [
+            word
+            for item in ("epochs=2", "first_epochs=2", "batch_size=4", "crop=32")
+            for word in ("--set", item)
+        ]
         return ["--protocol", protocol or self.protocol, "--methods", methods, *sets, *more]
 
     def one_step(self, *more: str) -> list[str]:
@@ -88,7 +97,9 @@ class Bench:
         self.runs_before = len(self.store.runs())
         command = [sys.executable, "-m", "bench", *arguments]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment, start_new_session=True, **options)
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, start_new_session=True, **options
+        )
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """A command until its end: exit status, output, errors."""
@@ -101,8 +112,10 @@ class Bench:
 
     def keys(self, method: str) -> list[str]:
         """Keys of the method's steps in the last run."""
-        chains = self.store.runs()[-1]["chains"]
-        return next(list(chain["keys"]) for chain in chains if chain["places"][0].split("/")[2].partition("[")[0] == method)
+        chains = self.store.runs()[-1].record.chains
+        return next(
+            chain.keys for chain in chains if chain.places[0].split("/")[2].partition("[")[0] == method
+        )
 
     def hold(self, step: int) -> Path:
         path = self.folder / f"hold-{step}"
@@ -114,12 +127,15 @@ class Bench:
         until(lambda: len(self.store.runs()) > self.runs_before, "the record of the run")
         key = self.keys(method)[step]
         until((self.store.work(key) / "checkpoint.safetensors").exists, f"a checkpoint of step {step}")
-        until(lambda: self.store.state(key).submission and self.store.state(key).state == "running", "the note of its submission")
+        submitted = lambda: self.store.state(key).submission and self.store.state(key).state == "running"  # noqa: E731
+        until(submitted, "the note of its submission")
         return key
 
     def pid(self, key: str) -> int:
         """The process at work on a job."""
-        pid = int(self.store.state(key).progress["pid"])
+        progress = self.store.state(key).progress
+        assert progress is not None
+        pid = progress.pid
         self.left.append(pid)
         return pid
 

@@ -1,0 +1,1 @@
+"""Data sets: what is known of them, where their files lie, and how images become batches."""

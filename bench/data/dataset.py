@@ -1,4 +1,4 @@
-"""Data sets: class names, and where the files of each split lie. A data set is a TOML file; this module reads it.
+"""Data sets: class names, and where the files of each split lie. A data set is a TOML file, read here.
 
 A data set needs neither torch nor numpy to be named, located and planned with.
 """
@@ -6,58 +6,199 @@ A data set needs neither torch nor numpy to be named, located and planned with.
 from __future__ import annotations
 
 import functools
-import os
-import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from bench.errors import UserError, unknown
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from bench.errors import UserError
+from bench.files import Table, read_toml
+from bench.names import Entry, Registry
 
 SETS = Path(__file__).resolve().parent / "sets"
 IGNORE = 255
 """The label that no loss and no metric counts."""
-DATA_ROOT_VARIABLE = "CISS_BENCH_DATA"
+MAX_CLASSES = 255
+"""Ids 0 to 254: one byte a pixel, and 255 says void."""
+KIND = re.compile(r"[a-z][a-z0-9_-]*")
+SAMPLE_KEYS = ("images", "labels", "classes", "index", "replayed", "error")
+"""What a sample holds beside its named maps: a map cannot be called so."""
 
 
-@dataclass(frozen=True)
-class Split:
+def _pattern(pattern: str) -> str:
+    """Check a path pattern: `{name}` stands in it, and nothing else in braces."""
+    braces = re.findall(r"\{[^{}]*\}?|\}", pattern)
+    wrong = next((part for part in braces if part != "{name}"), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{wrong} is not allowed in a path pattern; allowed in braces: {{name}}, the image's name"
+        )
+    if not braces:
+        raise ValueError("{name} is missing; it stands for the image's name in a path pattern")
+    return pattern
+
+
+def _list(value: Any, of: type, words: str) -> Any:
+    """Refuse what is not a list of such values, in words."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"not a list of {words}")
+    for part in value:
+        if not isinstance(part, of) or isinstance(part, bool):
+            raise ValueError(f"{part!r} in a list of {words}")
+    return value
+
+
+class Split(Table):
     """Path patterns of one split, relative to the data root; `{name}` is the image's name."""
 
     image: str
+    """Of an image, for example "JPEGImages/{name}.jpg"."""
     mask: str
+    """Of its mask: one byte a pixel."""
     lists: tuple[str, ...] = ()
-    saliency: str = ""
+    """Files that list the images, one a line; the first that exists counts. None: every image there is."""
+
+    _patterns = field_validator("image", "mask")(_pattern)
+
+    @field_validator("lists", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        return _list(value, str, "file names in quotes")
+
+    @model_validator(mode="after")
+    def _found_by_name(self) -> Split:
+        if not self.lists and self.image.count("{name}") > 1:
+            raise ValueError(
+                f"image = {self.image!r}: {{name}} more than once needs lists that name the images"
+            )
+        return self
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """What the harness knows of a data set before any file is opened.
+class MapFiles(Table):
+    """A named map beside each image, of the same size, one byte a pixel."""
 
-    Attributes:
-        name: as protocols write it.
-        title: for people.
-        classes: names by id; id 0 is background.
-        background: "class" where 0 is a class of its own (VOC), "unlabelled" where 0 only means "none of ours" (ADE20K).
-        track: the track used when none is asked for.
-        roots: folders, relative to the data root a user gives, in which the files may lie.
-        train, test: the splits.
-        mask_ids: class id of each value a mask file holds; empty if the file holds class ids.
-        generator: name of the generator that makes the files, for a data set that is drawn rather than photographed.
-    """
+    padding: Annotated[int, Field(strict=True, ge=0, le=255)] = 0
+    """What an image that is padded has in the border of this map."""
+    train: str = ""
+    """Path pattern on the training split; "" if the map does not exist there."""
+    test: str = ""
+    """The same on the test split."""
+
+    @field_validator("train", "test")
+    @classmethod
+    def _patterns(cls, pattern: str) -> str:
+        return _pattern(pattern) if pattern else pattern
+
+
+class DatasetFile(Table):
+    """What a data set's TOML file may say."""
+
+    title: str = ""
+    """For people."""
+    classes: tuple[str, ...]
+    """Names by id; id 0 is background."""
+    background: Literal["class", "unlabelled"] = "class"
+    """Whether 0 is a class of its own (VOC), or only says "none of the classes" (ADE20K)."""
+    track: str = "small"
+    """The track used when none is asked for."""
+    roots: tuple[str, ...] = (".",)
+    """Folders, relative to the data root that a user gives, in which the files may lie."""
+    train: Split
+    """The files of the training split."""
+    test: Split
+    """The files of the test split."""
+    mask_ids: tuple[int, ...] = ()
+    """Class id of each value that a mask file holds; empty if the file holds class ids."""
+    generator: str = ""
+    """Name of the generator that makes the files, for a data set that is drawn rather than photographed."""
+    maps: dict[str, MapFiles] = {}
+    """Named maps beside an image, for example "saliency"."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _class_names(cls, content: Any) -> Any:
+        """Here and not by field: an error would show all of a long list."""
+        names = content.get("classes") if isinstance(content, Mapping) else None
+        if names is None:
+            return content
+        if not isinstance(names, list | tuple):
+            raise ValueError(f"classes: {names!r} is not a list of names")
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"classes: {name!r} is not a name in quotes")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            places = " and ".join(str(c) for c, name in enumerate(names) if name == twice)
+            raise ValueError(f"classes: {twice!r} stands for ids {places}; each class has a name of its own")
+        if not 2 <= len(names) <= MAX_CLASSES:
+            raise ValueError(
+                f"classes: {len(names)} names; allowed: background and 1 to {MAX_CLASSES - 1} others"
+            )
+        if "background" in names[1:]:
+            where = names.index("background")
+            raise ValueError(
+                f"classes: 'background' stands for id {where}; background is id 0 and comes first"
+            )
+        return content
+
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _tables(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, Mapping | Split):
+            raise ValueError(f"not a table; write [{info.field_name}] with image and mask")
+        return value
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _folders(cls, value: Any) -> Any:
+        if not _list(value, str, "folder names in quotes"):
+            raise ValueError('empty; ["."] is the data root itself')
+        return value
+
+    @field_validator("mask_ids", mode="before")
+    @classmethod
+    def _ids(cls, value: Any) -> Any:
+        return _list(value, int, "class ids")
+
+    @field_validator("maps", mode="before")
+    @classmethod
+    def _kinds(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("not a table; write [maps.saliency] with train and test")
+        for kind in value:
+            if not KIND.fullmatch(kind) or kind in SAMPLE_KEYS:
+                taken = f", but not {', '.join(SAMPLE_KEYS)}"
+                raise ValueError(f"{kind!r} cannot be a map's name; allowed: a-z, 0-9, - and _{taken}")
+        return value
+
+    @model_validator(mode="after")
+    def _mask_values(self) -> DatasetFile:
+        last = len(self.classes) - 1
+        wrong = next((c for c in self.mask_ids if c != IGNORE and not 0 <= c <= last), None)
+        if wrong is not None:
+            raise ValueError(f"mask_ids: {wrong} is no class id; allowed: 0 to {last}, and {IGNORE} for void")
+        if len(self.mask_ids) > 256:
+            raise ValueError(
+                f"mask_ids: {len(self.mask_ids)} ids; a mask has one byte a pixel, so 256 at most"
+            )
+        return self
+
+
+class Dataset(DatasetFile):
+    """What the harness knows of a data set before any file is opened."""
 
     name: str
-    title: str
-    classes: tuple[str, ...]
-    background: str
-    track: str
-    roots: tuple[str, ...]
-    train: Split
-    test: Split
-    mask_ids: tuple[int, ...] = ()
-    generator: str = ""
-    source: Path = field(default=Path(), compare=False, repr=False)
+    """As protocols write it."""
+    home: str = ""
+    """Folder of the TOML file of a user's own data set, where its files may lie; "" for a shipped one."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.classes, self.train, self.test, self.mask_ids))
 
     def raw_to_id(self) -> dict[int, int]:
         """Class id (or 255) of every value that may stand in a mask file."""
@@ -65,153 +206,60 @@ class Dataset:
             return dict(enumerate(self.mask_ids))
         return {**{c: c for c in range(len(self.classes))}, IGNORE: IGNORE}
 
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one split of a data set on this machine."""
-
-    dataset: Dataset
-    split: str
-    root: Path
-    names: tuple[str, ...]
-
-    def _path(self, pattern: str, name: str) -> Path:
-        return self.root / pattern.format(name=name)
-
     @property
-    def _split(self) -> Split:
-        return self.dataset.train if self.split == "train" else self.dataset.test
-
-    def image(self, name: str) -> Path:
-        return self._path(self._split.image, name)
-
-    def mask(self, name: str) -> Path:
-        return self._path(self._split.mask, name)
-
-    def saliency(self, name: str) -> Path | None:
-        """The saliency map's path, or None if this data set has none at all."""
-        return self._path(self._split.saliency, name) if self._split.saliency else None
+    def meaning(self) -> str:
+        """A digest of what turns a mask's values into classes, 16 hex digits."""
+        said = [self.classes, self.background, sorted(self.raw_to_id().items())]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
-def dataset_names() -> list[str]:
-    """The data sets that come with the harness."""
-    return sorted(path.stem for path in SETS.glob("*.toml"))
+def read_dataset(path: Path, name: str = "", own: bool = True) -> Dataset:
+    """A data set from its TOML file.
+
+    Args:
+        path: the file.
+        name: of the data set; the file's, without suffix, if "".
+        own: its files may lie beside the TOML file.
+
+    Raises:
+        UserError: one line that names file, key, value and what is allowed.
+    """
+    told = read_toml(path, DatasetFile)
+    said = {key: getattr(told, key) for key in DatasetFile.model_fields}
+    said["title"] = told.title or path.stem
+    return Dataset(**said, name=name or path.stem, home=str(path.resolve().parent) if own else "")
+
+
+def _shipped() -> dict[str, Entry[Dataset]]:
+    return {
+        path.stem: Entry(functools.partial(read_dataset, path, own=False), str(path))
+        for path in SETS.glob("*.toml")
+    }
+
+
+def _of_entry_point(point: importlib.metadata.EntryPoint) -> Dataset:
+    """A package names the path of a TOML file, or a `Dataset`."""
+    found = point.load()
+    if isinstance(found, Dataset):
+        return found.model_copy(update={"name": point.name})
+    if isinstance(found, str | Path):
+        return read_dataset(Path(found), point.name)
+    raise UserError(
+        f"data set {point.name!r} ({point.value}): {type(found).__name__} is neither a path nor a Dataset"
+    )
+
+
+DATASETS: Registry[Dataset] = Registry("data set", "bench.datasets")
+DATASETS.finders.append(_shipped)
+DATASETS.of_entry_point = _of_entry_point
 
 
 def load_dataset(name: str, beside: Path | None = None) -> Dataset:
-    """Read a data set by name, or from a TOML file whose path ends in .toml (relative to `beside`, the protocol file)."""
+    """A data set by name, or from a TOML file (relative to `beside`, the protocol file)."""
+    where = f"{beside}: dataset" if beside else ""
     if not name.endswith(".toml"):
-        if name not in dataset_names():
-            raise unknown("data set", name, dataset_names(), where=f"{beside}: dataset" if beside else "")
-        return _read(SETS / f"{name}.toml")
+        return DATASETS.find(name, where)
     path = (beside.parent if beside else Path()) / name
     if not path.is_file():
-        raise UserError(f"{beside}: dataset: {path}: no such file")
-    return _read(path)
-
-
-@functools.cache
-def _read(path: Path) -> Dataset:
-    allowed = ("title", "classes", "background", "track", "roots", "train", "test", "mask_ids", "generator")
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
-    for key in content:
-        if key not in allowed:
-            raise unknown("key", key, allowed, where=str(path))
-    for key in ("classes", "train", "test"):
-        if key not in content:
-            raise UserError(f"{path}: {key}: missing; a data set names its classes and the files of train and test")
-    background = content.get("background", "class")
-    if background not in ("class", "unlabelled"):
-        raise unknown("value", background, ("class", "unlabelled"), where=f"{path}: background")
-    classes = tuple(content["classes"])
-    mask_ids = tuple(content.get("mask_ids", ()))
-    if any(i != IGNORE and not 0 <= i < len(classes) for i in mask_ids):
-        raise UserError(f"{path}: mask_ids: {list(mask_ids)}; allowed: 0 to {len(classes) - 1}, and 255 for void")
-    return Dataset(
-        name=path.stem,
-        title=content.get("title", path.stem),
-        classes=classes,
-        background=background,
-        track=content.get("track", "small"),
-        roots=tuple(content.get("roots", ["."])),
-        train=_split(content["train"], path, "train"),
-        test=_split(content["test"], path, "test"),
-        mask_ids=mask_ids,
-        generator=content.get("generator", ""),
-        source=path,
-    )
-
-
-def _split(content: dict[str, Any], path: Path, name: str) -> Split:
-    for key in content:
-        if key not in ("image", "mask", "lists", "saliency"):
-            raise unknown("key", key, ("image", "mask", "lists", "saliency"), where=f"{path}: {name}")
-    try:
-        return Split(content["image"], content["mask"], tuple(content.get("lists", ())), content.get("saliency", ""))
-    except KeyError as error:
-        raise UserError(f"{path}: {name}.{error.args[0]}: missing") from None
-
-
-def locate(dataset: Dataset, data_root: str | Path | None = None) -> dict[str, Files]:
-    """Find the files of a data set.
-
-    Args:
-        dataset: which one.
-        data_root: where the user says it is; else the variable CISS_BENCH_DATA, or the folder of the data set's own
-            TOML file, ./data/<name> and ./data are tried. A data set that can be drawn is drawn if it is in none of them.
-
-    Returns:
-        {"train": Files, "test": Files}.
-
-    Raises:
-        UserError: nothing there; names the places looked at.
-    """
-    given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
-    bases = [Path(given)] if given else [Path("data") / dataset.name, Path("data")]
-    if not given and dataset.source.parent != SETS:  # a user's own data set: beside its TOML file
-        bases = [dataset.source.parent, *bases]
-    if given and not Path(given).is_dir():
-        raise UserError(f"{'--data-root' if data_root else DATA_ROOT_VARIABLE} {given}: no such folder")
-    looked = []
-    for base in bases:
-        for sub in dataset.roots:
-            root = base / sub
-            looked.append(root)
-            found = {split: _names(dataset, split, root) for split in ("train", "test")}
-            if all(found.values()):
-                return {split: Files(dataset, split, root, tuple(names)) for split, names in found.items()}
-    if dataset.generator:
-        from bench.data import generators
-
-        root = generators.ensure(dataset)
-        return {split: Files(dataset, split, root, tuple(_names(dataset, split, root))) for split in ("train", "test")}
-    wanted = " or ".join(dataset.train.lists) or dataset.train.image.format(name="*")
-    raise UserError(
-        f"data set {dataset.name!r}: not found; looked for {wanted} in {', '.join(map(str, looked))}; say where it is with --data-root DIR"
-    )
-
-
-def _names(dataset: Dataset, split: str, root: Path) -> Sequence[str]:
-    """Image names of a split in list order; without a list file, the sorted names of the images. Empty if not there."""
-    patterns = dataset.train if split == "train" else dataset.test
-    for candidate in patterns.lists:
-        if (root / candidate).is_file():
-            try:
-                lines = (root / candidate).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{root / candidate}: cannot read this image list: {error}") from None
-            return [_image_name(line.split()[0]) for line in lines if line.strip()]
-    if patterns.lists:
-        return []
-    folder, _, tail = patterns.image.partition("{name}")
-    return sorted(path.name[: -len(tail)] for path in (root / folder).glob(f"*{tail}")) if (root / folder).is_dir() else []
-
-
-def _image_name(word: str) -> str:
-    """ "/JPEGImages/2007_000032.jpg" as "2007_000032"; a plain name stays as it is."""
-    name = word.rpartition("/")[2]
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and suffix.lower() in ("jpg", "jpeg", "png") else name
+        raise UserError(f"{where + ': ' if where else ''}{path}: no such file")
+    return read_dataset(path)

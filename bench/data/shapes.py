@@ -1,17 +1,20 @@
 """The data set `shapes`: textured objects of ten classes on textured grounds, drawn in seconds from a seed.
 
-It shows on a laptop what class-incremental segmentation is about. Several classes share an image, with skewed co-occurrence
-(old classes appear in the images of new ones), unlabelled distractors lie in the background, and there are saliency maps
-that cover objects and distractors alike. As in VOC, a part of the training masks and all test masks carry a void border.
+It shows on a laptop what class-incremental segmentation is about. Several classes share an image, with skewed
+co-occurrence (old classes appear in the images of new ones), unlabelled distractors lie in the background,
+and there are saliency maps that cover objects and distractors alike. As in VOC, a part of the training masks
+and all test masks carry a void border.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from pydantic import JsonValue
 
 from bench.data.dataset import IGNORE
 from bench.progress import track
@@ -20,11 +23,12 @@ VERSION = 1
 SIZE = 96
 IMAGES = {"train": 600, "test": 200}
 CLASSES = ("disc", "box", "triangle", "ring", "cross", "star", "diamond", "hexagon", "crescent", "arrow")
+PARAMETERS: Mapping[str, JsonValue] = {"size": SIZE, "images": {**IMAGES}, "classes": [*CLASSES]}
 FREQUENCY = np.array([1.0, 1.0, 0.9, 0.9, 0.8, 0.8, 0.8, 0.7, 0.7, 0.7])
 
 
 def _companions() -> np.ndarray:
-    """Row c: how often each class joins class c in an image; neighbours on a circle of classes come together."""
+    """Row c: how often each class joins class c in an image; neighbours on a circle come together."""
     distance = np.abs(np.subtract.outer(np.arange(10), np.arange(10) * 3)) % 10
     weight = 0.15 + np.exp(-np.minimum(distance, 10 - distance).astype(float))
     return weight / weight.sum(1, keepdims=True)
@@ -99,7 +103,12 @@ def _outline(c: int, radius: float, turn: float, centre: tuple[float, float]) ->
             ellipse(radius * 0.8, 0, radius * 0.55)
         case "arrow":
             bar(radius, radius * 0.28, turn)
-            polygon([(x + radius * 0.6 * math.cos(turn), y + radius * 0.6 * math.sin(turn)) for x, y in _polygon([radius * 0.75] * 3, turn)])
+            polygon(
+                [
+                    (x + radius * 0.6 * math.cos(turn), y + radius * 0.6 * math.sin(turn))
+                    for x, y in _polygon([radius * 0.75] * 3, turn)
+                ]
+            )
     return np.asarray(canvas) > 0
 
 
@@ -113,15 +122,19 @@ def _paint(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_image(split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image uint8 [96, 96, 3], mask uint8 [96, 96] (0 to 10, 255 void) and saliency uint8 [96, 96] (0 or 255)."""
+    """Image uint8 [96, 96, 3], mask (0 to 10, 255 void) and saliency (0 or 255) uint8 [96, 96]."""
     rng = np.random.default_rng([VERSION, split == "test", number])
     ground = sum(_noise(rng, cells) * share for cells, share in ((32, 0.5), (8, 0.3), (3, 0.2)))
     image = rng.uniform(0.25, 0.75, 3) * (0.45 + 0.9 * np.asarray(ground)[..., None])
     mask = np.zeros((SIZE, SIZE), np.uint8)
     salient = np.zeros((SIZE, SIZE), bool)
     for _ in range(rng.integers(0, 3)):  # distractors: salient, of no class
-        outline = _outline(int(rng.integers(10)), rng.uniform(7, 15), rng.uniform(0, 6.3), tuple(rng.uniform(8, SIZE - 8, 2)))
-        strange = np.concatenate([rng.uniform(0, 1, 6), rng.uniform(0.1, 0.9, 1), rng.uniform(0, 3.1, 1), rng.uniform(0.3, 3, 1)])
+        outline = _outline(
+            int(rng.integers(10)), rng.uniform(7, 15), rng.uniform(0, 6.3), tuple(rng.uniform(8, SIZE - 8, 2))
+        )
+        strange = np.concatenate(
+            [rng.uniform(0, 1, 6), rng.uniform(0.1, 0.9, 1), rng.uniform(0, 3.1, 1), rng.uniform(0.3, 3, 1)]
+        )
         image[outline] = _paint(strange, rng)[outline]
         salient |= outline
     first = int(rng.choice(10, p=FREQUENCY / FREQUENCY.sum()))
@@ -135,13 +148,15 @@ def draw_image(split: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     image = image * light + rng.normal(0, 0.04, image.shape)
     if split == "test" or number % 4 == 0:
         label = Image.fromarray(mask)
-        edge = np.asarray(label.filter(ImageFilter.MaxFilter(3))) != np.asarray(label.filter(ImageFilter.MinFilter(3)))
+        edge = np.asarray(label.filter(ImageFilter.MaxFilter(3))) != np.asarray(
+            label.filter(ImageFilter.MinFilter(3))
+        )
         mask = np.where(edge, np.uint8(IGNORE), mask)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), mask, salient.astype(np.uint8) * 255
 
 
 def draw(root: Path) -> None:
-    """Draw the whole data set into `root`: images, masks, saliency maps and lists. The same files every time."""
+    """Draw all images, masks, saliency maps and lists into `root`. The same files every time."""
     for folder in ("images", "masks", "saliency"):
         (root / folder).mkdir(parents=True)
     jobs = [(split, i) for split, count in IMAGES.items() for i in range(count)]

@@ -1,7 +1,8 @@
 """Activated batch norm, as in-place ABN computes it, in plain PyTorch.
 
-In-place ABN (Rota Bulò, Porzi, Kontschieder, CVPR 2018) scales by |gamma| + eps, which plain batch norm does not; a network that
-loads its weights must do the same. The package `inplace-abn` is the memory-saving drop-in with the same numbers (norm="inplace").
+In-place ABN (Rota Bulò, Porzi, Kontschieder, CVPR 2018) scales by |gamma| + eps, which plain batch norm does
+not; a network that loads its weights must do the same. The package `inplace-abn` is the memory-saving drop-in
+with the same numbers (norm="inplace").
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.distributed import summed_with_gradient
 from bench.errors import UserError
+from bench.lazy import at_least_float32
 
 SLOPE = 0.01
 """Of the leaky ReLU, everywhere in the MiB family."""
@@ -35,7 +37,10 @@ class ActivatedBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, activation: str = "leaky_relu", slope: float = SLOPE, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self, channels: int, activation: str = "leaky_relu", slope: float = SLOPE, eps: float = 1e-5,
+        momentum: float = 0.1,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.activation, self.slope, self.eps, self.momentum = activation, slope, eps, momentum
         self.weight = nn.Parameter(torch.ones(channels))
@@ -48,13 +53,14 @@ class ActivatedBatchNorm(nn.Module):
         if self.training and dist.is_initialized() and dist.get_world_size() > 1:
             y = self._synchronised(x, scale)
         else:
-            y = F.batch_norm(x, self.running_mean, self.running_var, scale, self.bias, self.training, self.momentum, self.eps)
+            statistics = self.running_mean, self.running_var
+            y = F.batch_norm(x, *statistics, scale, self.bias, self.training, self.momentum, self.eps)
         return F.leaky_relu(y, self.slope) if self.activation == "leaky_relu" else y
 
     def _synchronised(self, x: Tensor, scale: Tensor) -> Tensor:
-        """Batch statistics over all processes; gradients flow through them as on one device with the whole batch."""
-        wide, channels, shape = x.float(), x.shape[1], (1, -1, 1, 1)
-        count = torch.full((1,), float(x.numel() // channels), device=x.device)
+        """Batch statistics over all processes; gradients flow as on one device with the whole batch."""
+        wide, channels, shape = at_least_float32(x), x.shape[1], (1, -1, 1, 1)
+        count = wide.new_full((1,), x.numel() // channels)
         total = summed_with_gradient(torch.cat([wide.sum((0, 2, 3)), count]))
         n = total[-1].detach()
         mean = total[:channels] / n
@@ -75,7 +81,7 @@ Norm = Callable[..., nn.Module]
 
 
 def norm_builder(name: str) -> Norm:
-    """The norm of a network: "abn" (plain PyTorch) or "inplace" (the package inplace-abn, same numbers, less memory)."""
+    """The norm of a network: "abn" (plain PyTorch) or "inplace" (inplace-abn: the same in less memory)."""
     if name == "abn":
         return ActivatedBatchNorm
     if name != "inplace":
@@ -83,9 +89,8 @@ def norm_builder(name: str) -> Norm:
     try:
         import inplace_abn
     except ImportError:
-        raise UserError(
-            "norm = 'inplace' needs the package inplace-abn: pip install --no-build-isolation inplace-abn (or use norm = 'abn', same numbers)"
-        ) from None
+        cure = "pip install --no-build-isolation inplace-abn (or use norm = 'abn', same numbers)"
+        raise UserError(f"norm = 'inplace' needs the package inplace-abn: {cure}") from None
 
     def build(channels: int, activation: str = "leaky_relu") -> nn.Module:
         several = dist.is_initialized() and dist.get_world_size() > 1

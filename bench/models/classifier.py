@@ -13,7 +13,10 @@ from bench.models.heads import kaiming
 
 
 class Classifier(nn.Module):
-    """A list of heads, one a block of classes. `forward` maps features [B, D, h, w] to logits and to what else a head offers.
+    """A list of heads, one a block of classes.
+
+    `forward` maps features [B, D, h, w] to logits and to what else a head offers. A kind of classifier says
+    what a head is (`new_head`) and how large each one is (`sizes`).
 
     Args:
         channels: D.
@@ -35,20 +38,30 @@ class Classifier(nn.Module):
         """Channels of each head."""
         raise NotImplementedError
 
-    def grow(self, size: int) -> None:
-        """Append a freshly initialised head of `size` channels."""
+    def new_head(self, size: int) -> nn.Module:
+        """A freshly initialised head of `size` channels, on the CPU in single precision."""
         raise NotImplementedError
+
+    def grow(self, size: int) -> None:
+        """Append a freshly initialised head of `size` channels, with device and precision of those before it.
+
+        It is drawn before it is moved: the same seed gives the same head in float32 and in float64.
+        """
+        head = self.new_head(size)
+        like = next(self.heads.parameters(), None)
+        if like is not None:
+            head.to(like.device, like.dtype)
+        self.heads.append(head)
 
     def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.cat([head(features) for head in self.heads], dim=1), {}
 
 
 class LinearClassifier(Classifier):
-    """One 1x1 convolution with bias a step (MiB, PLOP, NeST): head 0 holds background and the first classes."""
+    """One 1x1 convolution with bias a step (MiB, PLOP, NeST): head 0 is background and the first classes."""
 
-    def grow(self, size: int) -> None:
-        device = next(self.parameters()).device if len(self.heads) else None
-        self.heads.append(nn.Conv2d(self.channels, size, 1, device=device))
+    def new_head(self, size: int) -> nn.Module:
+        return nn.Conv2d(self.channels, size, 1)
 
     @property
     def sizes(self) -> list[int]:
@@ -62,18 +75,17 @@ class ConvHeads(Classifier):
         norm: builds the norm with its activation; batch norm and ReLU by default.
     """
 
-    def __init__(self, channels: int, sizes: Sequence[int] = (), norm: Callable[[int], list[nn.Module]] | None = None) -> None:
+    def __init__(
+        self, channels: int, sizes: Sequence[int] = (), norm: Callable[[int], list[nn.Module]] | None = None
+    ) -> None:
         self.norm = norm or (lambda width: [nn.BatchNorm2d(width), nn.ReLU()])
         super().__init__(channels, sizes)
 
-    def grow(self, size: int) -> None:
-        head = nn.Sequential(
-            nn.Conv2d(self.channels, self.channels, 3, padding=1, bias=False), *self.norm(self.channels), nn.Conv2d(self.channels, size, 1)
-        )
+    def new_head(self, size: int) -> nn.Module:
+        wide = nn.Conv2d(self.channels, self.channels, 3, padding=1, bias=False)
+        head = nn.Sequential(wide, *self.norm(self.channels), nn.Conv2d(self.channels, size, 1))
         kaiming(head)
-        if len(self.heads):
-            head.to(next(self.parameters()).device)
-        self.heads.append(head)
+        return head
 
     @property
     def sizes(self) -> list[int]:
@@ -81,24 +93,26 @@ class ConvHeads(Classifier):
 
 
 class AuxiliaryClassifier(LinearClassifier):
-    """1x1 convolutions with bias for the foreground only, behind an auxiliary one of a single channel (DKD, EIR).
+    """1x1 convolutions for the foreground only, behind an auxiliary one of a single channel (DKD, EIR).
 
-    Channel 0 is the auxiliary head's. It reads detached features, so that its loss never reaches the trunk; channel k is the
-    k-th class. Beside the logits come "positive" and "negative" [B, C-1, h, w]: what the positive and the negative part of each
-    foreground weight make of the features, without the bias.
+    Channel 0 is the auxiliary head's. It reads detached features, so that its loss never reaches the trunk;
+    channel k is the k-th class. Beside the logits come "positive" and "negative" [B, C-1, h, w]: what the
+    positive and the negative part of each foreground weight make of the features, without the bias.
 
     Source: spec/eir.md section 1.
     """
 
-    def grow(self, size: int) -> None:
-        super().grow(size)
-        kaiming(self.heads[-1])
+    def new_head(self, size: int) -> nn.Module:
+        head = super().new_head(size)
+        kaiming(head)
+        return head
 
     def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         auxiliary, *foreground = self.heads
         logits = torch.cat([auxiliary(features.detach()), *(head(features) for head in foreground)], dim=1)
         weight = torch.cat([head.weight for head in foreground])
-        return logits, {"positive": F.conv2d(features, weight.clamp(min=0)), "negative": F.conv2d(features, weight.clamp(max=0))}
+        positive, negative = (F.conv2d(features, part) for part in (weight.clamp(min=0), weight.clamp(max=0)))
+        return logits, {"positive": positive, "negative": negative}
 
 
 def align_classifier_norm(weight: Tensor, classes_per_step: Sequence[int], align_type: str = "all") -> Tensor:
@@ -107,7 +121,8 @@ def align_classifier_norm(weight: Tensor, classes_per_step: Sequence[int], align
     Args:
         weight: [C, D], rows in step order.
         classes_per_step: rows of each head, the newest last.
-        align_type: which old rows count: "all", "old" (without background), or "background" (of step 0 the background row only).
+        align_type: which old rows count: "all", "old" (without background), or "background" (of step 0 the
+            background row only).
 
     Returns:
         [C, D]; old rows unchanged.

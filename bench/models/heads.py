@@ -15,8 +15,8 @@ from bench.models.abn import SLOPE, ActivatedBatchNorm, Norm
 def global_pooling(x: Tensor, training: bool, pooling_size: int = 32) -> Tensor:
     """Image-level features of x [B, C, H, W], one a pixel.
 
-    In training the mean over the map. In evaluation a sliding mean with a window of `pooling_size` (at most the map), stride 1,
-    replicated back to H x W; on a map of that size the two agree.
+    In training the mean over the map. In evaluation a sliding mean with a window of `pooling_size` (at most
+    the map), stride 1, replicated back to H x W; on a map of that size the two agree.
     """
     h, w = x.shape[-2:]
     if training:
@@ -28,7 +28,7 @@ def global_pooling(x: Tensor, training: bool, pooling_size: int = 32) -> Tensor:
 
 
 class AsppABN(nn.Module):
-    """The MiB family's ASPP: four branches, concatenated, and an image-level branch that is added, not concatenated.
+    """The MiB family's ASPP: four branches, concatenated, and an image-level branch that is added.
 
     Args:
         in_channels: of the body's output [B, C, h, w].
@@ -40,8 +40,8 @@ class AsppABN(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, hidden: int = 256, out: int = 256, dilations: Sequence[int] = (6, 12, 18), pooling_size: int = 32,
-        norm: Norm = ActivatedBatchNorm,
+        self, in_channels: int, hidden: int = 256, out: int = 256, dilations: Sequence[int] = (6, 12, 18),
+        pooling_size: int = 32, norm: Norm = ActivatedBatchNorm,
     ) -> None:  # fmt: skip
         super().__init__()
         self.pooling_size = pooling_size
@@ -63,27 +63,34 @@ class AsppABN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branches = self.map_bn(torch.cat([conv(x) for conv in self.map_convs], dim=1))
-        # The image-level branch is computed on what pooling leaves, then spread: the two 1x1 convolutions see no neighbours.
+        # The image-level branch is computed on what pooling leaves, then spread: the two 1x1 convolutions see
+        # no neighbours.
         if self.training:
             pooled = self.global_pooling_bn(self.global_pooling_conv(x.mean((2, 3), keepdim=True)))
         else:
-            pooled = self.global_pooling_bn(self.global_pooling_conv(global_pooling(x, False, self.pooling_size)))
+            windows = global_pooling(x, False, self.pooling_size)
+            pooled = self.global_pooling_bn(self.global_pooling_conv(windows))
         return self.red_bn(self.red_conv(branches) + self.pool_red_conv(pooled))
 
 
 class Aspp(nn.Module):
-    """torchvision's ASPP with dropout 0.1, as SSUL uses it; DKD puts one more 3x3 convolution behind it (`extra`).
+    """torchvision's ASPP with dropout 0.1, as SSUL uses it; DKD has one more 3x3 convolution (`extra`).
 
     Source: spec/ssul.md section 4, spec/eir.md section 1.
     """
 
-    def __init__(self, in_channels: int, out: int = 256, dilations: Sequence[int] = (6, 12, 18), extra: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out: int = 256, dilations: Sequence[int] = (6, 12, 18), extra: bool = False
+    ) -> None:
         super().__init__()
         from torchvision.models.segmentation.deeplabv3 import ASPP
 
         self.aspp = ASPP(in_channels, list(dilations), out)
         self.aspp.project[-1].p = 0.1
-        self.extra = nn.Sequential(nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()) if extra else nn.Identity()
+        self.extra: nn.Module = nn.Identity()
+        if extra:
+            wide = nn.Conv2d(out, out, 3, padding=1, bias=False)
+            self.extra = nn.Sequential(wide, nn.BatchNorm2d(out), nn.ReLU())
         self.out_channels = out
         kaiming(self)
 

@@ -1,4 +1,4 @@
-"""A segmentation network: body, head, and a classifier that grows. Every network of the harness has this form."""
+"""A segmentation network: body, head, and a classifier that grows; the usual form of a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.lazy import at_least_float32
 from bench.models.classifier import Classifier
 
 
@@ -32,7 +33,7 @@ class Output:
 
 
 class Network(nn.Module):
-    """Body, head and classifier behind one interface."""
+    """Body, head and classifier behind one interface. It grows by `network.classifier.grow(size)`."""
 
     def __init__(self, body: nn.Module, head: nn.Module, classifier: Classifier) -> None:
         super().__init__()
@@ -55,5 +56,5 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def upsample(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Logits [B, C, h, w] at the image's size, float32 whatever the precision of the forward pass, bilinear, corners not aligned."""
-    return F.interpolate(logits.float(), size=size[-2:], mode="bilinear", align_corners=False)
+    """Logits [B, C, h, w] at the image's size, bilinear, corners not aligned, in at least float32."""
+    return F.interpolate(at_least_float32(logits), size=size[-2:], mode="bilinear", align_corners=False)

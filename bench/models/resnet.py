@@ -1,18 +1,24 @@
-"""ResNet bodies: the MiB family's (activated batch norm, dilation in every block of the last stage) and torchvision's.
+"""ResNet bodies: the MiB family's (activated batch norm, all of the last stage dilated) and torchvision's.
 
-Every body maps images [B, 3, H, W] to (features, maps): its output for the head, and one feature map a stage for
-distillation. In the MiB family a stage's map is the sum of its last block before the leaky ReLU (PLOP's "attention" maps).
+Every body maps images [B, 3, H, W] to (features, maps): its output for the head, and one feature map a stage
+for distillation. In the MiB family a stage's map is the sum of its last block before the leaky ReLU (PLOP's
+"attention" maps).
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.models.abn import SLOPE, ActivatedBatchNorm, Norm
+
+STEM = ("conv1", "bn1", "relu", "maxpool")
+"""Of torchvision's ResNet, before its stages."""
 
 
 class ResidualBlock(nn.Module):
@@ -25,7 +31,10 @@ class ResidualBlock(nn.Module):
     Source: spec/protocol.md section 6.
     """
 
-    def __init__(self, in_channels: int, channels: Sequence[int], stride: int = 1, dilation: int = 1, norm: Norm = ActivatedBatchNorm) -> None:
+    def __init__(
+        self, in_channels: int, channels: Sequence[int], stride: int = 1, dilation: int = 1,
+        norm: Norm = ActivatedBatchNorm,
+    ) -> None:  # fmt: skip
         super().__init__()
         kernels = [3, 3] if len(channels) == 2 else [1, 3, 1]
         first3 = kernels.index(3)
@@ -33,10 +42,10 @@ class ResidualBlock(nn.Module):
         previous = in_channels
         for k, (kernel, width) in enumerate(zip(kernels, channels, strict=True)):
             spread = dilation if kernel == 3 else 1
-            layers[f"conv{k + 1}"] = nn.Conv2d(
-                previous, width, kernel, stride=stride if k == first3 else 1, padding=spread if kernel == 3 else 0, dilation=spread, bias=False
-            )
-            layers[f"bn{k + 1}"] = norm(width, activation="identity" if k == len(kernels) - 1 else "leaky_relu")
+            step, padding = stride if k == first3 else 1, spread if kernel == 3 else 0
+            layers[f"conv{k + 1}"] = nn.Conv2d(previous, width, kernel, step, padding, spread, bias=False)
+            last = k == len(kernels) - 1
+            layers[f"bn{k + 1}"] = norm(width, activation="identity" if last else "leaky_relu")
             previous = width
         self.convs = nn.Sequential(layers)
         if stride != 1 or in_channels != channels[-1]:
@@ -45,7 +54,7 @@ class ResidualBlock(nn.Module):
 
     def before_activation(self, x: Tensor) -> Tensor:
         """The sum of both paths, before the leaky ReLU."""
-        # The shortcut first: in-place norms overwrite what they are given, and the block's input must still be whole.
+        # The shortcut first: in-place norms overwrite what they are given, which must still be whole here.
         shortcut = self.proj_bn(self.proj_conv(x)) if hasattr(self, "proj_conv") else x
         return shortcut + self.convs(x)
 
@@ -54,7 +63,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetABN(nn.Module):
-    """The ResNet of in-place ABN; parameter names are those of its checkpoints (mod1.conv1, mod2.block1.convs.conv1 …).
+    """The ResNet of in-place ABN, with the names of its checkpoints (mod1.conv1, mod2.block1.convs.conv1 …).
 
     Args:
         blocks: number of blocks in each stage.
@@ -106,27 +115,29 @@ class ResNetABN(nn.Module):
             x = F.leaky_relu(summed, SLOPE)
         return x, maps
 
+    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint of in-place ABN as it is, one of torchvision's ResNet with the keys of this body."""
+        return torchvision_to_abn(state) if "conv1.weight" in state else dict(state)
+
 
 class TorchvisionResNet(nn.Module):
     """torchvision's ResNet at output stride 16, as SSUL and DKD use it; batch-norm momentum 0.01.
 
-    torchvision's dilation leaves the first block of the last stage undilated, unlike the MiB family. Maps are stage outputs.
+    torchvision's dilation leaves the first block of the last stage undilated, unlike the MiB family. Maps are
+    stage outputs.
+
+    Args:
+        name: of torchvision's, for example "resnet50".
+        network: one of torchvision's make in other sizes, as it is, instead of that.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, network: nn.Module | None = None) -> None:
         super().__init__()
-        import torchvision
-
-        deep = name in ("resnet50", "resnet101")
-        network = getattr(torchvision.models, name)(weights=None, **({"replace_stride_with_dilation": [False, False, True]} if deep else {}))
-        self.stem = nn.Sequential(OrderedDict(conv1=network.conv1, bn1=network.bn1, relu=network.relu, maxpool=network.maxpool))
-        self.layer1, self.layer2, self.layer3, self.layer4 = network.layer1, network.layer2, network.layer3, network.layer4
-        if not deep:  # basic blocks: torchvision cannot dilate them itself
-            first = self.layer4[0]
-            first.conv1.stride = first.downsample[0].stride = (1, 1)
-            for conv in (self.layer4[0].conv2, self.layer4[1].conv1, self.layer4[1].conv2):
-                conv.dilation = conv.padding = (2, 2)
-        self.out_channels = 2048 if deep else 512
+        theirs: Any = _dilated(name) if network is None else network
+        self.stem = nn.Sequential(OrderedDict((part, getattr(theirs, part)) for part in STEM))
+        self.layer1, self.layer2 = theirs.layer1, theirs.layer2
+        self.layer3, self.layer4 = theirs.layer3, theirs.layer4
+        self.out_channels = [m for m in theirs.layer4.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.01
@@ -138,3 +149,41 @@ class TorchvisionResNet(nn.Module):
             x = layer(x)
             maps.append(x)
         return x, maps
+
+    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's checkpoint with the keys of this body: what lies before the stages is its stem."""
+        return {re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key): value for key, value in state.items()}
+
+
+def _dilated(name: str) -> nn.Module:
+    """torchvision's ResNet of that name at output stride 16, without weights."""
+    import torchvision
+
+    deep = name in ("resnet50", "resnet101")
+    dilated = {"replace_stride_with_dilation": [False, False, True]} if deep else {}
+    network: nn.Module = getattr(torchvision.models, name)(weights=None, **dilated)
+    if not deep:  # basic blocks: torchvision cannot dilate them itself
+        layer4: Any = network.layer4
+        layer4[0].conv1.stride = layer4[0].downsample[0].stride = (1, 1)
+        for conv in (layer4[0].conv2, layer4[1].conv1, layer4[1].conv2):
+            conv.dilation = conv.padding = (2, 2)
+    return network
+
+
+def torchvision_to_abn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's ResNet keys as those of the MiB family's body.
+
+    The norms' scale |gamma| + eps stands where torchvision's is gamma: every negative gamma changes sign
+    here, and the epsilon (1e-5) is far below the precision of the weights.
+    """
+    out = {}
+    for key, value in state.items():
+        match = re.match(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(.*)", key)
+        if match:
+            stage, block, kind, number, down, rest = match.groups()
+            prefix = f"mod{int(stage) + 1}.block{int(block) + 1}."
+            shortcut = "proj_conv." if down == "0" else "proj_bn."
+            out[prefix + (f"convs.{kind}{number}." if kind else shortcut) + rest] = value
+        elif key.startswith(("conv1.", "bn1.")):
+            out["mod1." + key] = value
+    return out

@@ -1,8 +1,9 @@
-"""Swin as a body, in its dense-prediction form: windows of attention that shift from block to block, and a normed map a stage.
+"""Swin as a body for dense prediction: windows of attention that shift from block to block.
 
-Parameter names are those of the public Swin backbone for dense prediction (patch_embed.proj, layers.0.blocks.0.attn.qkv, norm0 …), so its
-checkpoints fit. torchvision's Swin cannot stand in for it: it stops shifting where a map is no larger than a window, has no norm behind
-each stage, and names its parameters otherwise.
+Parameter names are those of the public Swin backbone for dense prediction (patch_embed.proj, norm0,
+layers.0.blocks.0.attn.qkv …), so its checkpoints fit. torchvision's Swin cannot stand in for it: it stops
+shifting where a map is no larger than a window, has no norm behind each stage, and names its parameters
+otherwise.
 
 Source: spec/nest.md section 7; Liu et al., ICCV 2021.
 """
@@ -42,10 +43,15 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """What keeps apart the tokens of a rolled map that are no neighbours in the image: 0 or MASKED, [n, window^2, window^2]."""
+    """What keeps apart the tokens of a rolled map that are no neighbours in the image.
+
+    Returns:
+        0 or MASKED for each pair of tokens of each window, [n, window^2, window^2].
+    """
     shift = window // 2
     bands = [torch.arange(side, device=device) for side in (height, width)]
-    rows, columns = ((band >= len(band) - window).long() + (band >= len(band) - shift).long() for band in bands)
+    after = [torch.stack([band >= len(band) - by for by in (window, shift)]) for band in bands]
+    rows, columns = (passed.sum(0) for passed in after)
     region = to_windows((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]
     return (region[:, :, None] != region[:, None, :]) * MASKED
 
@@ -64,7 +70,8 @@ class WindowAttention(nn.Module):
     def __init__(self, width: int, window: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, n_heads), std=INIT_STD))
+        table = torch.empty((2 * window - 1) ** 2, n_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=INIT_STD))
         at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
         down, right = (at[:, None] - at[None, :] + window - 1).unbind(-1)
         self.register_buffer("relative_position_index", down * (2 * window - 1) + right, persistent=False)
@@ -83,9 +90,10 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """A pre-norm block over a map [B, H, W, C]; in a shifted one the windows begin half a window further right and down.
+    """A pre-norm block over a map [B, H, W, C]; a shifted one's windows begin half a window right and down.
 
-    The map is padded after the first norm, so zeros take part in the attention, and a shifted block shifts whatever the map's size.
+    The map is padded after the first norm, so zeros take part in the attention, and a shifted block shifts
+    whatever the map's size.
 
     Args:
         width, n_heads, window: of the attention.
@@ -94,7 +102,9 @@ class SwinBlock(nn.Module):
         drop_path: chance that an image skips the attention, and again the MLP, in training.
     """
 
-    def __init__(self, width: int, n_heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self, width: int, n_heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.window, self.shift = window, window // 2 if shifted else 0
         self.norm1 = nn.LayerNorm(width)
@@ -111,7 +121,8 @@ class SwinBlock(nn.Module):
         """Attention inside the (shifted) windows of a map."""
         height, width = x.shape[1:3]
         x = padded(x, self.window).roll((-self.shift, -self.shift), (1, 2))
-        y = from_windows(self.attn(to_windows(x, self.window), mask if self.shift else None), self.window, *x.shape[1:3])
+        windows = self.attn(to_windows(x, self.window), mask if self.shift else None)
+        y = from_windows(windows, self.window, *x.shape[1:3])
         return y.roll((self.shift, self.shift), (1, 2))[:, :height, :width]
 
 
@@ -132,10 +143,17 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """The blocks of one resolution, and the merging that leads to the next (None in the last stage)."""
 
-    def __init__(self, width: int, n_heads: int, window: int, mlp_ratio: float, drop_paths: Sequence[float], last: bool) -> None:
+    def __init__(
+        self, width: int, n_heads: int, window: int, mlp_ratio: float, drop_paths: Sequence[float], last: bool
+    ) -> None:
         super().__init__()
         self.window = window
-        self.blocks = nn.ModuleList([SwinBlock(width, n_heads, window, b % 2 == 1, mlp_ratio, drop) for b, drop in enumerate(drop_paths)])
+        self.blocks = nn.ModuleList(
+            [
+                SwinBlock(width, n_heads, window, b % 2 == 1, mlp_ratio, drop)
+                for b, drop in enumerate(drop_paths)
+            ]
+        )
         self.downsample = None if last else PatchMerging(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,7 +179,9 @@ class PatchEmbedding(nn.Module):
 
 
 class Swin(nn.Module):
-    """Swin transformer: images [B, 3, H, W] to the last stage's map, and the maps of the stages before it, each behind a norm of its own.
+    """Swin transformer: images [B, 3, H, W] to the last stage's map, and the maps of the stages before it.
+
+    Each map is behind a norm of its own.
 
     Args:
         width: C of the first stage; each further one doubles it and halves the sides.
@@ -174,7 +194,8 @@ class Swin(nn.Module):
     """
 
     def __init__(
-        self, width: int = 128, depths: Sequence[int] = (2, 2, 18, 2), n_heads: Sequence[int] = (4, 8, 16, 32), window: int = 12, patch: int = 4,
+        self, width: int = 128, depths: Sequence[int] = (2, 2, 18, 2),
+        n_heads: Sequence[int] = (4, 8, 16, 32), window: int = 12, patch: int = 4,
         mlp_ratio: float = 4.0, drop_path: float = 0.3,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -183,7 +204,7 @@ class Swin(nn.Module):
         widths = [width * 2**i for i in range(len(depths))]
         self.layers = nn.ModuleList(
             [
-                SwinStage(w, heads, window, mlp_ratio, [next(rates) for _ in range(depth)], last=w == widths[-1])
+                SwinStage(w, heads, window, mlp_ratio, [next(rates) for _ in range(depth)], w == widths[-1])
                 for w, heads, depth in zip(widths, n_heads, depths, strict=True)
             ]
         )
@@ -203,6 +224,6 @@ class Swin(nn.Module):
         return maps[-1], maps[:-1]
 
     def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint of the image classifier with the keys of this body: the norms behind the stages, which it has not, stay as they are."""
+        """A checkpoint of the image classifier; norms behind stages, which it has not, stay as they are."""
         stage_norms = {key: value for key, value in self.state_dict().items() if key.startswith("norm")}
         return {**stage_norms, **state}

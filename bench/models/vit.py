@@ -1,6 +1,7 @@
 """A vision transformer as body, and Segmenter's mask transformer as a classifier that grows by class tokens.
 
-Parameter names of the body are timm's (cls_token, pos_embed, patch_embed.proj, blocks.0.attn.qkv …), so its checkpoints fit.
+Parameter names of the body are timm's (cls_token, pos_embed, patch_embed.proj, blocks.0.attn.qkv …), so its
+checkpoints fit.
 
 Source: spec/mbs.md section 1; Dosovitskiy et al., ICLR 2021 (ViT); Strudel et al., ICCV 2021 (Segmenter).
 """
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.lazy import at_least_float32
 from bench.models.abn import ActivatedBatchNorm, Norm
 from bench.models.classifier import Classifier
 
@@ -24,7 +26,7 @@ INIT_STD = 0.02
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens [B, N, D]; the output of `qkv` is laid out as (3, heads, D / heads)."""
+    """Multi-head self-attention over tokens [B, N, D]; `qkv` puts out (3, heads, D / heads)."""
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
@@ -56,7 +58,8 @@ class Block(nn.Module):
         width: D of the tokens [B, N, D].
         n_heads: of the attention.
         hidden: width inside the MLP.
-        drop_path: chance that an image skips the attention, and again the MLP, in training; what is left is scaled up to the same mean.
+        drop_path: chance that an image skips the attention, and again the MLP, in training; what is left is
+            scaled up to the same mean.
     """
 
     def __init__(self, width: int, n_heads: int, hidden: int, drop_path: float = 0.0) -> None:
@@ -98,7 +101,8 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: st
     Args:
         embedding: [1, 1 + g g, D], the class token's first.
         grid: (rows, columns) wanted.
-        mode: "bilinear" (as the network does for images of another size) or "bicubic" (as checkpoints are loaded); corners not aligned.
+        mode: "bilinear" (as the network does for images of another size) or "bicubic" (as checkpoints are
+            loaded); corners not aligned.
 
     Returns:
         [1, 1 + rows columns, D].
@@ -106,7 +110,8 @@ def resize_position_embedding(embedding: Tensor, grid: tuple[int, int], mode: st
     side = math.isqrt(embedding.shape[1] - 1)
     if (side, side) == tuple(grid):
         return embedding
-    patches = F.interpolate(tokens_to_map(embedding[:, 1:], (side, side)), size=grid, mode=mode, align_corners=False)
+    map_ = tokens_to_map(embedding[:, 1:], (side, side))
+    patches = F.interpolate(map_, size=grid, mode=mode, align_corners=False)
     return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
@@ -116,13 +121,16 @@ class PatchEmbedding(nn.Module):
     Args:
         patch: side of a patch.
         width: D.
-        stem: none: non-overlapping patches, as published. Else the widths of 3x3 convolutions of stride 2, which learn from a few hundred
-            images what patches do not (Xiao et al., NeurIPS 2021), before a 1x1 convolution. The norm behind it centres the tokens: what all
-            have in common is where the first updates of a mask transformer push them, out of which they come back slowly if at all.
+        stem: none: non-overlapping patches, as published. Else the widths of 3x3 convolutions of stride 2,
+            which learn from a few hundred images what patches do not (Xiao et al., NeurIPS 2021), before a
+            1x1 convolution. The norm behind it centres the tokens: what all have in common is where the first
+            updates of a mask transformer push them, out of which they come back slowly if at all.
         norm: of the stem.
     """
 
-    def __init__(self, patch: int, width: int, stem: Sequence[int] = (), norm: Norm = ActivatedBatchNorm) -> None:
+    def __init__(
+        self, patch: int, width: int, stem: Sequence[int] = (), norm: Norm = ActivatedBatchNorm
+    ) -> None:
         super().__init__()
         if not stem:
             self.proj: nn.Module = nn.Conv2d(3, width, patch, stride=patch)
@@ -130,22 +138,27 @@ class PatchEmbedding(nn.Module):
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((3, *stem)):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), norm(after)]
-        self.proj = nn.Sequential(*layers, nn.Conv2d(stem[-1], width, 1, bias=False), norm(width, activation="identity"))
+        layers += [nn.Conv2d(stem[-1], width, 1, bias=False), norm(width, activation="identity")]
+        self.proj = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
-    """ViT encoder: images [B, 3, H, W] to the map of its patch tokens [B, D, H / patch, W / patch], and that map after each block.
+    """ViT encoder: images [B, 3, H, W] to the map of its patch tokens, and that map after each block.
+
+    Maps are [B, D, H / patch, W / patch].
 
     Args:
-        image_size: side of the images that the position embedding is laid out for; for others it is resized bilinearly.
+        image_size: side of the images that the position embedding is laid out for; it is resized bilinearly
+            for others.
         patch: side of a patch in pixels.
         width: D.
         n_blocks, n_heads: of the transformer.
         hidden: width inside the MLPs; 4 D if None.
-        stem: widths of a convolutional stem instead of the patches' projection; with n of them `patch` is 2 to the n.
+        stem: widths of a convolutional stem instead of the patches' projection; with n of them `patch` is 2
+            to the n.
         norm: of the stem.
 
     LayerNorm's epsilon is PyTorch's 1e-5, where timm's ViT has 1e-6: MBS's doing. No dropout.
@@ -187,20 +200,30 @@ class VisionTransformer(nn.Module):
         return out, maps
 
     def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint of timm's or torchvision's ViT with the keys of this body, its position embedding resized to this grid (bicubic)."""
+        """A checkpoint of timm's or torchvision's ViT with the keys of this body.
+
+        Its position embedding is resized to this grid (bicubic).
+        """
         adapted = {torchvision_to_timm(key): value for key, value in state.items()}
         embedding = adapted.get("pos_embed")
-        if embedding is not None and embedding.ndim == 3 and math.isqrt(embedding.shape[1] - 1) ** 2 == embedding.shape[1] - 1:
-            adapted["pos_embed"] = resize_position_embedding(embedding.float(), (self.side, self.side), "bicubic")
+        if embedding is not None and embedding.ndim == 3 and _is_square(embedding.shape[1] - 1):
+            wide = at_least_float32(embedding)
+            adapted["pos_embed"] = resize_position_embedding(wide, (self.side, self.side), "bicubic")
         return adapted
+
+
+def _is_square(n: int) -> bool:
+    return math.isqrt(n) ** 2 == n
 
 
 def torchvision_to_timm(key: str) -> str:
     """The name timm gives a tensor of torchvision's ViT; other names stay."""
     names = {"class_token": "cls_token", "encoder.pos_embedding": "pos_embed"}
     key = re.sub(r"^conv_proj\.", "patch_embed.proj.", names.get(key, key))
-    key = re.sub(r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1.", re.sub(r"^encoder\.ln\.", "norm.", key))
-    key = re.sub(r"\.self_attention\.in_proj_", ".attn.qkv.", re.sub(r"\.self_attention\.out_proj\.", ".attn.proj.", key))
+    key = re.sub(r"^encoder\.ln\.", "norm.", key)
+    key = re.sub(r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1.", key)
+    key = re.sub(r"\.self_attention\.out_proj\.", ".attn.proj.", key)
+    key = re.sub(r"\.self_attention\.in_proj_", ".attn.qkv.", key)
     key = re.sub(r"\.mlp\.(0|linear_1)\.", ".mlp.fc1.", re.sub(r"\.mlp\.(3|linear_2)\.", ".mlp.fc2.", key))
     return re.sub(r"\.ln_(\d)\.", r".norm\1.", key)
 
@@ -213,11 +236,11 @@ class PatchTokens(nn.Identity):
         self.out_channels = channels
 
 
-# ---- the mask transformer ------------------------------------------------------------------------------------------------
+# ---- the mask transformer ----------------------------------------------------------------------------------
 
 
 def mask_norm(masks: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
-    """Masks normalised over the classes: (x - mean) / (std + eps), std unbiased, then each class's scale and shift.
+    """Masks normalised over the classes: (x - mean) / (std + eps), std unbiased; then scale and shift.
 
     It couples all classes: a new class changes the logits of the old ones.
 
@@ -242,7 +265,9 @@ class ClassTokens(nn.Module):
 
 
 class MaskTransformer(Classifier):
-    """Segmenter's decoder: patches and class tokens attend to each other; a class's mask is its token's similarity to each patch.
+    """Segmenter's decoder: patches and class tokens attend to each other.
+
+    A class's mask is its token's similarity to each patch.
 
     Args:
         channels: of the patch tokens, as a map [B, d, h, w].
@@ -254,15 +279,15 @@ class MaskTransformer(Classifier):
         drop_path: of the last block, rising to it linearly from 0 in the first.
         token_std: of the truncated normal that class tokens start from.
 
-    `forward` returns the masks [B, C, h, w] and, for distillation, "patches" [B, h w, D] and "class_features" [B, C, D] (projected, not
-    yet normalised), and "class_tokens" [B, C, D], the parameters as they enter.
+    `forward` returns the masks [B, C, h, w] and, for distillation, "patches" [B, h w, D] and "class_features"
+    [B, C, D] (projected, not yet normalised), and "class_tokens" [B, C, D], the parameters as they enter.
 
     Source: spec/mbs.md section 1.
     """
 
     def __init__(
-        self, channels: int, sizes: Sequence[int] = (), n_heads: int = 12, width: int | None = None, n_blocks: int = 2,
-        hidden: int | None = None, drop_path: float = 0.1, token_std: float = INIT_STD,
+        self, channels: int, sizes: Sequence[int] = (), n_heads: int = 12, width: int | None = None,
+        n_blocks: int = 2, hidden: int | None = None, drop_path: float = 0.1, token_std: float = INIT_STD,
     ) -> None:  # fmt: skip
         self.width, self.token_std = width or channels, token_std
         super().__init__(channels, sizes)
@@ -275,11 +300,8 @@ class MaskTransformer(Classifier):
         self.proj_classes = nn.Parameter(w**-0.5 * torch.randn(w, w))
         initialise_linear(self)
 
-    def grow(self, size: int) -> None:
-        head = ClassTokens(self.width, size, self.token_std)
-        if len(self.heads):
-            head.to(next(self.parameters()).device)
-        self.heads.append(head)
+    def new_head(self, size: int) -> nn.Module:
+        return ClassTokens(self.width, size, self.token_std)
 
     @property
     def sizes(self) -> list[int]:
@@ -298,7 +320,8 @@ class MaskTransformer(Classifier):
         patches, classes = self.decoder_norm(x).split([n_patches, class_tokens.shape[1]], dim=1)
         patches, classes = patches @ self.proj_patch, classes @ self.proj_classes
         masks = F.normalize(patches, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)
-        # float32 under autocast too: in half precision, where the released code has it, a deviation over few classes is mostly rounding.
-        masks = mask_norm(masks.float(), self._joined("scale", 0), self._joined("shift", 0))
+        # At least float32 under autocast too: in half precision, where the released code has it, a deviation
+        # over few classes is mostly rounding.
+        masks = mask_norm(at_least_float32(masks), self._joined("scale", 0), self._joined("shift", 0))
         extra = {"patches": patches, "class_features": classes, "class_tokens": class_tokens}
         return tokens_to_map(masks, (features.shape[-2], features.shape[-1])), extra

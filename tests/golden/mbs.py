@@ -2,29 +2,20 @@
 
 import random
 
-import numpy as np
 import torch
+from golden_common import confusion, leaf, t
 from PIL import Image
 
-from bench import metrics
 from bench.data import augment
 from bench.data.dataset import load_dataset
-from bench.data.labels import lookup_table, rule
-from bench.evaluate import batch_counts
+from bench.method.batch import normalise
 from bench.models.network import Output
 from bench.models.vit import MaskTransformer, VisionTransformer, mask_norm
-from bench.protocol import Step
-from bench.train import normalise
+from bench.protocol.labels import lookup_table, rule
+from bench.protocol.protocol import Step
+from bench.score import iou as scores
 from methods import mbs
 from methods.lwf import knowledge_distillation
-
-
-def t(array):
-    return torch.from_numpy(np.array(array))
-
-
-def leaf(array):
-    return t(array).requires_grad_()
 
 
 def gradients(loss, **leaves):
@@ -33,11 +24,19 @@ def gradients(loss, **leaves):
 
 
 def selective_pseudo_labels(x, p):
-    return {"labels_out": mbs.selective_pseudo_labels(t(x["prev_logits"]), t(x["labels"]), p["threshold"], p["ignore_index"])}
+    return {
+        "labels_out": mbs.selective_pseudo_labels(
+            t(x["prev_logits"]), t(x["labels"]), p["threshold"], p["ignore_index"]
+        )
+    }
 
 
 def feature_distillation_weight_map(x, p):
-    return {"weights": mbs.feature_distillation_weight_map(t(x["prev_masks"]), t(x["labels"]), p["step_classes"], p["ignore_index"])}
+    return {
+        "weights": mbs.feature_distillation_weight_map(
+            t(x["prev_masks"]), t(x["labels"]), p["step_classes"], p["ignore_index"]
+        )
+    }
 
 
 def adaptive_feature_distillation(x, p):
@@ -48,13 +47,17 @@ def adaptive_feature_distillation(x, p):
 
 def class_token_orthogonality(x, p):
     tokens = leaf(x["class_tokens"])
-    loss = mbs.class_token_orthogonality(tokens.expand(p["batch_size"], -1, -1), p["step_classes"][0], p["weight"])
+    loss = mbs.class_token_orthogonality(
+        tokens.expand(p["batch_size"], -1, -1), p["step_classes"][0], p["weight"]
+    )
     return {"loss": loss.detach(), **gradients(loss, class_tokens=tokens)}
 
 
 def label_guided_output_distillation(x, p):
     logits = leaf(x["logits"])
-    loss = mbs.label_guided_output_distillation(logits, t(x["prev_logits"]), t(x["labels"]), p["temperature_scale"])
+    loss = mbs.label_guided_output_distillation(
+        logits, t(x["prev_logits"]), t(x["labels"]), p["temperature_scale"]
+    )
     return {"loss": loss.detach(), **gradients(loss, logits=logits)}
 
 
@@ -68,11 +71,20 @@ def mbs_incremental_loss(x, p):
     leaves = {name: leaf(x[name]) for name in ("logits", "patches", "class_features", "class_tokens")}
     logits, *extra = leaves.values()
     none = torch.empty(0)
-    new = Output(logits, none, [], none, none, dict(zip(("patches", "class_features", "class_tokens"), extra, strict=True)))
+    new = Output(
+        logits,
+        none,
+        [],
+        none,
+        none,
+        dict(zip(("patches", "class_features", "class_tokens"), extra, strict=True)),
+    )
     old_extra = {"patches": t(x["prev_patches"]), "class_features": t(x["prev_class_features"])}
     old = Output(t(x["prev_logits"]), t(x["prev_masks"]), [], none, none, old_extra)
     weight, threshold = p["output_distillation_weight"], p["threshold"]
-    terms, targets = mbs.mbs_incremental_loss(new, old, t(x["labels"]), p["step_classes"], weight, threshold, p["ignore_index"])
+    terms, targets = mbs.mbs_incremental_loss(
+        new, old, t(x["labels"]), p["step_classes"], weight, threshold, p["ignore_index"]
+    )
     loss = torch.stack(list(terms.values())).sum()  # as the engine sums them
     return {
         "loss": loss.detach(),
@@ -87,7 +99,10 @@ def mbs_incremental_loss(x, p):
 def mask_layer_norm(x, p):
     masks, weight, bias = leaf(x["masks"]), leaf(x["weight"]), leaf(x["bias"])
     normed = mask_norm(masks, weight, bias, p["eps"])
-    return {"normed": normed.detach(), **gradients(normed * t(x["grad_output"]), masks=masks, weight=weight, bias=bias)}
+    return {
+        "normed": normed.detach(),
+        **gradients(normed * t(x["grad_output"]), masks=masks, weight=weight, bias=bias),
+    }
 
 
 def parameters(x):
@@ -104,16 +119,24 @@ def to_ours(name):
 
 
 def mask_transformer(x, p):
-    module = MaskTransformer(p["d_encoder"], p["head_sizes"], p["n_heads"], p["d_model"], p["n_layers"], p["d_ff"], p["drop_path"])
+    module = MaskTransformer(
+        p["d_encoder"], p["head_sizes"], p["n_heads"], p["d_model"], p["n_layers"], p["d_ff"], p["drop_path"]
+    )
     module.load_state_dict({to_ours(name): value for name, value in parameters(x).items()})
     tokens = leaf(x["tokens"])
     features = tokens.transpose(1, 2).unflatten(2, (p["grid"], p["grid"]))
     masks, extra = module.train(p["mode"] == "train")(features)
-    return {"masks": masks.detach(), **{name: v.detach() for name, v in extra.items()}, **gradients(masks * t(x["grad_output"]), tokens=tokens)}
+    return {
+        "masks": masks.detach(),
+        **{name: v.detach() for name, v in extra.items()},
+        **gradients(masks * t(x["grad_output"]), tokens=tokens),
+    }
 
 
 def vit_encoder(x, p):
-    module = VisionTransformer(p["image_size"], p["patch_size"], p["d_model"], p["n_layers"], p["n_heads"], p["d_ff"])
+    module = VisionTransformer(
+        p["image_size"], p["patch_size"], p["d_model"], p["n_layers"], p["n_heads"], p["d_ff"]
+    )
     module.load_state_dict(parameters(x))
     return {"tokens": module.tokens(t(x["image"]))[-1].detach()}
 
@@ -121,13 +144,17 @@ def vit_encoder(x, p):
 def background_token_transfer(x, p):
     *old, new = p["head_sizes"]
     module = MaskTransformer(p["d_model"], old, n_heads=1)
-    module.load_state_dict({to_ours(name.removeprefix("old.decoder.")): t(value) for name, value in x.items()}, strict=False)
+    module.load_state_dict(
+        {to_ours(name.removeprefix("old.decoder.")): t(value) for name, value in x.items()}, strict=False
+    )
     module.grow(new)
     mbs.background_token_transfer(module)
     names = {ours: theirs for theirs, ours in HEAD_NAMES.items()}
     state = {}
     for index, head in enumerate(module.heads):
-        state.update({f"new.decoder.{names[name]}.{index}": value.detach() for name, value in head.named_parameters()})
+        state.update(
+            {f"new.decoder.{names[name]}.{index}": value.detach() for name, value in head.named_parameters()}
+        )
     return state
 
 
@@ -140,13 +167,16 @@ def encode_labels_mbs(x, p):
 
 
 def confusion_metrics_nonzero_mean(x, p):
-    n = p["n_classes"]
-    matrix = batch_counts(t(x["targets"]).long(), t(x["predictions"]).long(), n, n).sum(0).numpy()
-    return {"confusion": matrix, "class_iou": metrics.class_iou(matrix), "mean_iou": metrics.mean_iou(matrix, "nonzero")[1]}
+    matrix = confusion(x["targets"], x["predictions"], p["n_classes"])
+    mean = scores.mean_iou(matrix, "nonzero")[1]
+    return {"confusion": matrix, "class_iou": scores.class_iou(matrix), "mean_iou": mean}
 
 
 def train_augment_resize_scale_crop_flip(x, p):
-    maps, rng = [Image.fromarray(x["image"]), Image.fromarray(x["labels"])], random.Random(p["python_random_seed"])
+    maps, rng = (
+        [Image.fromarray(x["image"]), Image.fromarray(x["labels"])],
+        random.Random(p["python_random_seed"]),
+    )
     image, labels = augment.to_arrays(augment.resize_scale_crop(maps, p["crop_size"], rng, p["scale_range"]))
     return {"image_out": normalise(t(image)[None])[0], "labels_out": labels}
 

@@ -1,26 +1,25 @@
 """Adapters of the family nest."""
 
-import itertools
-
 import numpy as np
 import torch
+from golden_common import t
+from golden_steps import Steps, TinyNetwork
 
-from bench.data.dataset import Dataset, Split
-from bench.models.classifier import LinearClassifier
-from bench.models.network import Network
 from bench.models.swin import Swin
-from bench.protocol import Protocol
-from bench.registry import method
-from bench.train import Trainer
-from methods.nest import STATE, ClassSimilarity, Transformation, finalised_classifier, generated_logits, pretuning_loss
-
-
-def t(array):
-    return torch.from_numpy(np.array(array))
+from methods.nest import (
+    STATE,
+    ClassSimilarity,
+    Transformation,
+    finalised_classifier,
+    generated_logits,
+    pretuning_loss,
+)
 
 
 def transformation_of(x, suffix="", requires_grad=False):
-    return Transformation(*(t(x[name + suffix]).requires_grad_(requires_grad) for name in Transformation._fields))
+    return Transformation(
+        *(t(x[name + suffix]).requires_grad_(requires_grad) for name in Transformation._fields)
+    )
 
 
 def class_similarity(x, p):
@@ -55,44 +54,71 @@ def finalise(x, p):
 
 
 class FeaturesAsImages(torch.nn.Identity):
-    """A body that passes on what it is given."""
+    """A body that passes on what it is given, and the head that does the same."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.out_channels = width
 
     def forward(self, x):
         return x, []
 
 
+class Unchanged(torch.nn.Identity):
+    def __init__(self, width):
+        super().__init__()
+        self.out_channels = width
+
+
 def trajectory(x, p):
-    """Pre-tuning of nest+ft through the engine's own training loop; the network's images are the features."""
-    sizes = p["classes_per_step"]
-    classes = iter(range(1, sum(sizes)))
-    groups = tuple(tuple(itertools.islice(classes, n)) for n in [sizes[0] - 1, *sizes[1:]])
-    split = Split("{name}.jpg", "{name}.png")
-    dataset = Dataset("toy", "toy", tuple(map(str, range(sum(sizes)))), "class", "small", (".",), split, split)
-    classifier = LinearClassifier(x["old_weight"].shape[1], sizes)
+    """The pre-tuning phase of a job of nest+ft from a given start; the network's images are the features."""
+    sizes, width = p["classes_per_step"], x["old_weight"].shape[1]
     weights, biases = (t(x[name]).split(sizes[:-1]) for name in ("old_weight", "old_bias"))
-    for head, weight, bias in zip(classifier.heads, weights, biases, strict=False):
-        head.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
-    spec = method("nest+ft")
-    settings = {name: p[name] for name in ("momentum", "weight_decay", "power")}
-    nest = spec.build(spec.config(lr=p["base_lr"], pretuning_lr_scale=p["lr_scale"], pretuning_epochs=1, **settings))
-    protocol = Protocol("toy", dataset, "overlapped", groups)
-    nest.attach(protocol.step(len(sizes) - 1), Network(FeaturesAsImages(), torch.nn.Identity(), classifier), None, None, {})
-    nest.state.update({STATE + name: tensor for name, tensor in transformation_of(x, "_0")._asdict().items()})
-    nest.setup()
-    nest.batches = lambda epoch: [{"images": t(f), "labels": t(y)} for f, y in zip(x["features"], x["labels"], strict=True)]
+    names = {"base_lr": "lr", "lr_scale": "pretuning_lr_scale", "momentum": "momentum", "power": "power"}
+    settings = {ours: p[theirs] for theirs, ours in names.items()}
+    settings |= {
+        "weight_decay": p["weight_decay"],
+        "pretuning_epochs": 1,
+        "epochs": 1,
+        "first_epochs": 1,
+        "batch_size": 2,
+    }
+    batches = [{"images": t(f), "labels": t(y)} for f, y in zip(x["features"], x["labels"], strict=True)]
+    test = torch.zeros(1, width, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    kind = TinyNetwork(lambda: FeaturesAsImages(width), Unchanged, "linear")
     out, rates = {}, []
+    with Steps("nest+ft", sizes, [2 * len(batches)] * len(sizes), kind) as steps:
+        for index, (weight, bias) in enumerate(
+            zip(weights, biases, strict=True)
+        ):  # what came before, untrained
+            with steps.open(index, settings, batches, test) as session:
+                head = session.method.network.classifier.heads[-1]
+                head.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})
+                session.journal.rewind(0)
+                steps.publish(session)
+        with steps.open(len(sizes) - 1, settings, batches, test) as session:
+            nest = session.method
+            start = transformation_of(x, "_0")._asdict()
+            nest.state.update({STATE + name: tensor for name, tensor in start.items()})
+            nest.setup()
 
-    def record(phase, epoch, iteration, total, terms, rate):
-        rates.append(rate)
-        out.update({f"{name}_{iteration + 1}": nest.state[STATE + name].detach().clone() for name in Transformation._fields})
+            def record(phase, epoch, iteration, total, terms, rate):
+                rates.append(rate)
+                now = {name: nest.state[STATE + name].detach().clone() for name in Transformation._fields}
+                out.update({f"{name}_{iteration + 1}": value for name, value in now.items()})
 
-    Trainer(nest, 0, torch.device("cpu"), on_iteration=record).run(0, nest.phases()[0], total=p["max_iters"])
+            session.trainer.on_iteration = record
+            session.trainer.run(0, nest.phases()[0], total=p["max_iters"])
     return {**out, "lr": np.array(rates)}
 
 
 def swin_backbone_features(x, p):
-    body = Swin(p["embed_dim"], p["depths"], p["num_heads"], p["window_size"], p["patch_size"], p["mlp_ratio"]).eval()
-    body.load_state_dict({name.removeprefix("param/"): t(value) for name, value in x.items() if name.startswith("param/")})
+    body = Swin(
+        p["embed_dim"], p["depths"], p["num_heads"], p["window_size"], p["patch_size"], p["mlp_ratio"]
+    ).eval()
+    body.load_state_dict(
+        {name.removeprefix("param/"): t(value) for name, value in x.items() if name.startswith("param/")}
+    )
     last, maps = body(t(x["image"]))
     return {f"stage_{i + 1}": stage.detach() for i, stage in enumerate([*maps, last])}
 

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from golden_common import confusion, leaf, presence, t, toy_dataset
 
-from bench import metrics
 from bench.data import augment
-from bench.data.dataset import Dataset, Split
-from bench.data.labels import lookup_table, rule
-from bench.evaluate import batch_counts
+from bench.method.schedule import learning_rate
 from bench.models.classifier import LinearClassifier, align_classifier_norm
 from bench.models.heads import global_pooling
 from bench.models.network import upsample
-from bench.protocol import Protocol, bits
-from bench.schedule import learning_rate
+from bench.protocol.labels import lookup_table, rule
+from bench.protocol.protocol import Protocol
+from bench.score import iou as scores
 from methods.mib import background_classifier_init
 from methods.plop import (
     EntropyThresholds,
@@ -27,14 +26,6 @@ from methods.plop import (
     pixel_entropy,
     pseudo_label,
 )
-
-
-def t(array):
-    return torch.from_numpy(np.array(array))
-
-
-def leaf(array):
-    return t(array).requires_grad_()
 
 
 def with_cotangent(function, inp, out, *params):
@@ -61,13 +52,17 @@ def pod_distillation(x, p):
         folded[-1] = fold_new_logits(new[-1], p["n_old_classes"], options.get("extra_channels", "sum"))
         if p["pod_logits_factor"] is not None:
             factors[-1] = p["pod_logits_factor"]
-    loss = local_pod_distillation(old, folded, factors, class_factor(p) if p["use_class_count_schedule"] else 1.0, p["spp_scales"])
+    loss = local_pod_distillation(
+        old, folded, factors, class_factor(p) if p["use_class_count_schedule"] else 1.0, p["spp_scales"]
+    )
     loss.backward()
     return {"loss": loss.detach(), **{f"grad_new_{i}": new[i].grad for i in range(n)}}
 
 
 def entropy_thresholds(x, p):
-    found = EntropyThresholds(p["n_old_classes"], p["n_old_classes"] + p["n_new_classes"], p["base_threshold"], p["mode"])
+    found = EntropyThresholds(
+        p["n_old_classes"], p["n_old_classes"] + p["n_new_classes"], p["base_threshold"], p["mode"]
+    )
     out = {"max_value": found.max_value}
     for k in range(p["n_batches"]):
         found.update(t(x["logits_old"][k]), t(x["labels"][k]).long())
@@ -77,13 +72,17 @@ def entropy_thresholds(x, p):
 
 
 def entropy_pseudo_label(x, p):
-    targets, accepted, factor = pseudo_label(t(x["logits_old"]), t(x["labels"]), t(x["thresholds"]), p["n_old_classes"])
+    targets, accepted, factor = pseudo_label(
+        t(x["logits_old"]), t(x["labels"]), t(x["thresholds"]), p["n_old_classes"]
+    )
     return {"targets": targets, "valid_mask": accepted.to(torch.uint8), "adaptive_factor": factor}
 
 
 def plop_classification_loss(x, p):
     z = leaf(x["logits"])
-    targets, _, factor = pseudo_label(t(x["logits_old"]), t(x["labels"]), t(x["thresholds"]), p["n_old_classes"])
+    targets, _, factor = pseudo_label(
+        t(x["logits_old"]), t(x["labels"]), t(x["thresholds"]), p["n_old_classes"]
+    )
     loss = classification_loss(z, targets, factor)
     loss.backward()
     return {"loss": loss.detach(), "grad_logits": z.grad}
@@ -98,10 +97,13 @@ def plop_total_loss(x, p):
     targets, _, factor = pseudo_label(upsample(small_old, size), t(x["labels"]), t(x["thresholds"]), n_old)
     ce = classification_loss(upsample(small, size), targets, factor)
     factors = [p["pod_factor"]] * n + [p["pod_logits_factor"]]
-    pod = local_pod_distillation([*old, small_old], [*new, fold_new_logits(small, n_old)], factors, class_factor(p), p["spp_scales"])
+    pod = local_pod_distillation(
+        [*old, small_old], [*new, fold_new_logits(small, n_old)], factors, class_factor(p), p["spp_scales"]
+    )
     (ce + pod).backward()
     return {
-        "ce_loss": ce.detach(), "pod_loss": pod.detach(), "loss": (ce + pod).detach(), "adaptive_factor": factor, "targets": targets,
+        "ce_loss": ce.detach(), "pod_loss": pod.detach(), "loss": (ce + pod).detach(),
+        "adaptive_factor": factor, "targets": targets,
         "grad_logits_small": small.grad, **{f"grad_features_{i}": new[i].grad for i in range(n)},
     }  # fmt: skip
 
@@ -132,25 +134,27 @@ def poly_lr(x, p):
 
 
 def dataset_view(x, p):
-    split = Split("{name}.jpg", "{name}.png")
     old, new = [c for c in p["labels_old"] if c], [c for c in p["labels"] if c]
     n = 1 + max(int(c) for c in [*np.unique(x["raw_labels"]), *old, *new] if c != 255)
-    dataset = Dataset(p["dataset"], "", tuple(map(str, range(n))), "unlabelled" if p["dataset"] == "ade" else "class", "small", (".",), split, split)
+    dataset = toy_dataset(p["dataset"], n)
     groups = (tuple(old), tuple(new)) if old else (tuple(new),)
     protocol = Protocol("toy", dataset, "overlapped" if p["overlap"] else "disjoint", groups)
     use = {"train": "train", "val": "validation", "test": "test"}[p["split"]]
     if use != "train":
         protocol = replace(protocol, setting="overlapped")
-    presence = [bits([int(c) for c in np.unique(m) if c not in (0, 255)]) for m in x["raw_labels"]]
     index = len(groups) - 1
-    chosen = rule("plop").images(use, protocol, index, presence)
+    chosen = rule("plop").images(use, protocol, index, presence(x["raw_labels"]))
     table = lookup_table(rule("plop").view(use, dataset), dataset, protocol.order, protocol.step(index))
     return {"selected": np.array(chosen, np.int64), "mapped_labels": table[x["raw_labels"][chosen]]}
 
 
 def random_resized_crop_params(x, p):
     rng = random.Random(p["seed"])
-    return {"top_left_height_width": np.array([augment.draw_crop(int(w), int(h), rng, p["scale"], p["ratio"]) for w, h in x["image_wh"]])}
+    return {
+        "top_left_height_width": np.array(
+            [augment.draw_crop(int(w), int(h), rng, p["scale"], p["ratio"]) for w, h in x["image_wh"]]
+        )
+    }
 
 
 def aspp_global_pooling(x, p):
@@ -158,11 +162,10 @@ def aspp_global_pooling(x, p):
 
 
 def segmentation_scores(x, p):
-    n = p["n_classes"]
-    matrix = batch_counts(t(x["labels"]).long(), t(x["predictions"]).long(), n, n).sum(0).numpy()
-    iou, mean = metrics.mean_iou(matrix)
-    accuracy = metrics.accuracies(matrix)
-    return {"class_iou": iou, "mean_iou": mean, "overall_acc": accuracy["overall"], "mean_acc": accuracy["mean"]}
+    matrix = confusion(x["labels"], x["predictions"], p["n_classes"])
+    iou, mean = scores.mean_iou(matrix)
+    accuracy = scores.accuracies(matrix)
+    return {"class_iou": iou, "mean_iou": mean, "overall_acc": accuracy.overall, "mean_acc": accuracy.mean}
 
 
 ADAPTERS = {

@@ -1,14 +1,10 @@
 """Adapters of the family ssul: the exemplar memory of SSUL-M."""
 
 import numpy as np
-import torch
+from golden_common import t
 
-from bench import replay
+from bench.method import replay
 from methods.ssul_m import classes_shown
-
-
-def t(array):
-    return torch.from_numpy(np.array(array))
 
 
 def class_balanced_memory(x, p):
@@ -17,7 +13,10 @@ def class_balanced_memory(x, p):
         labels = t(x[f"labels_step{step - 1}"]).long()
         logits = t(x[f"prev_logits_step{step - 1}"]).float() if step > 1 else None
         found = classes_shown(labels, logits, 1 if p["unknown"] else 0, p["pseudo_threshold"])
-        candidates = [*drawn, *(replay.Record(name, classes) for name, classes in zip(names, found, strict=True))]
+        candidates = [
+            *drawn,
+            *(replay.Record(name, classes) for name, classes in zip(names, found, strict=True)),
+        ]
         n_old = sum(len(p["tasks"][str(earlier)]) for earlier in range(step))  # with background
         drawn = replay.class_balanced_draw(candidates, range(1, n_old), p["mem_size"], p["numpy_seed"])
         sizes.append(len(drawn))

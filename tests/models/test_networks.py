@@ -8,11 +8,12 @@ from torch import nn
 
 from bench.errors import UserError
 from bench.models.abn import ActivatedBatchNorm, norm_layers
-from bench.models.build import NETWORKS, build_network
+from bench.models.build import build_network
 from bench.models.resnet import ResNetABN
 from bench.models.weights import load_pretrained
 
-inplace_abn = pytest.importorskip("inplace_abn", reason="the package inplace-abn: python tests/install_inplace_abn.py")
+WANTED = "the package inplace-abn: python tests/install_inplace_abn.py"
+inplace_abn = pytest.importorskip("inplace_abn", reason=WANTED)
 
 
 def n_parameters(module: nn.Module) -> int:
@@ -31,7 +32,9 @@ def test_sizes_of_the_published_networks() -> None:
     assert n_parameters(ssul.classifier) == 3 * 590_336 + 257 * 17
 
 
-@pytest.mark.parametrize("name", ["deeplab-abn-resnet18", "deeplab-resnet18", "deeplab-dkd-resnet18", "small"])
+@pytest.mark.parametrize(
+    "name", ["deeplab-abn-resnet18", "deeplab-resnet18", "deeplab-dkd-resnet18", "small"]
+)
 def test_outputs_have_the_documented_shapes(name: str) -> None:
     network = build_network(name, [4, 2]).eval()
     out = network(torch.randn(2, 3, 64, 64))
@@ -45,9 +48,9 @@ def test_outputs_have_the_documented_shapes(name: str) -> None:
 
 def test_the_last_stage_is_dilated_in_every_block_of_the_mib_family_but_not_in_torchvisions_first() -> None:
     ours = build_network("deeplab-abn-resnet50", [2]).body.get_submodule("mod5")
-    assert [block.convs.conv2.dilation for block in ours.children()] == [(2, 2)] * 3  # type: ignore[union-attr]
+    assert [block.convs.conv2.dilation for block in ours.children()] == [(2, 2)] * 3
     theirs = build_network("deeplab-resnet50", [2]).body.get_submodule("layer4")
-    assert [block.conv2.dilation for block in theirs.children()] == [(1, 1), (2, 2), (2, 2)]  # type: ignore[union-attr]
+    assert [block.conv2.dilation for block in theirs.children()] == [(1, 1), (2, 2), (2, 2)]
 
 
 def test_a_classifier_grows_and_keeps_what_it_knows() -> None:
@@ -89,30 +92,34 @@ def test_activated_batch_norm_equals_the_package(activation: str) -> None:
 
 
 def test_a_whole_network_with_the_package_gives_the_same_numbers() -> None:
+    """In double precision: in single, an activation whose sign is mostly rounding can flip a gradient."""
     torch.manual_seed(0)
-    plain = build_network("deeplab-abn-resnet18", [4], norm="abn")
-    inplace = build_network("deeplab-abn-resnet18", [4], norm="inplace")
+    plain = build_network("deeplab-abn-resnet18", [4], norm="abn").double()
+    inplace = build_network("deeplab-abn-resnet18", [4], norm="inplace").double()
     inplace.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for training in (True, False):
         plain.train(training)
         inplace.train(training)
         a, b = plain(x.clone()), inplace(x.clone())
-        torch.testing.assert_close(a.logits, b.logits, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(a.maps[1], b.maps[1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(a.logits, b.logits, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a.maps[1], b.maps[1], rtol=1e-6, atol=1e-6)
     plain.train()(x).logits.square().mean().backward()
     inplace.train()(x.clone()).logits.square().mean().backward()
     for (name, p), q in zip(plain.named_parameters(), inplace.parameters(), strict=True):
-        scale = float(p.grad.abs().max()) + 1e-6  # type: ignore[union-attr]
-        assert float((p.grad - q.grad).abs().max()) < 0.02 * scale, name  # type: ignore[operator, union-attr]
+        scale = float(p.grad.abs().max()) + 1e-6
+        assert float((p.grad - q.grad).abs().max()) < 1e-5 * scale, name
 
 
 def test_norm_layers_are_found_whatever_their_kind() -> None:
-    assert len(norm_layers(build_network("small", [2]))) == len(norm_layers(build_network("small", [2], norm="inplace"))) > 8
+    plain, inplace = (norm_layers(build_network("small", [2], norm=norm)) for norm in ("abn", "inplace"))
+    assert len(plain) == len(inplace) > 8
 
 
 def checkpoint_of(body: nn.Module) -> dict[str, torch.Tensor]:
-    return {f"module.{key}": torch.randn_like(value) if value.is_floating_point() else value for key, value in body.state_dict().items()}
+    state = body.state_dict()
+    drawn = {key: torch.randn_like(value) for key, value in state.items() if value.is_floating_point()}
+    return {f"module.{key}": value for key, value in {**state, **drawn}.items()}
 
 
 def test_an_in_place_abn_checkpoint_is_loaded_with_and_without_its_prefix(tmp_path: Path) -> None:
@@ -142,18 +149,19 @@ def test_torchvision_weights_fit_both_families(tmp_path: Path) -> None:
     for name in ("deeplab-resnet18", "deeplab-abn-resnet18"):
         network = build_network(name, [4])
         load_pretrained(network, name, str(tmp_path / "resnet18.pth"))
-        first = network.body.state_dict()["stem.conv1.weight" if name == "deeplab-resnet18" else "mod1.conv1.weight"]
-        assert torch.equal(first, reference.conv1.weight)
+        stem = "stem" if name == "deeplab-resnet18" else "mod1"
+        assert torch.equal(network.body.state_dict()[f"{stem}.conv1.weight"], reference.conv1.weight)
     body = network.body
     assert isinstance(body, ResNetABN)
-    assert torch.equal(body.state_dict()["mod5.block1.proj_conv.weight"], reference.layer4[0].downsample[0].weight)
+    shortcut = body.state_dict()["mod5.block1.proj_conv.weight"]
+    assert torch.equal(shortcut, reference.layer4[0].downsample[0].weight)
     # With the same activation the two bodies agree up to the stage where their dilations differ.
     x = torch.randn(1, 3, 64, 64)
     reference.eval()
     body.eval()
-    stem = reference.bn1(reference.conv1(x))
-    torch.testing.assert_close(body.mod1.conv1(x), reference.conv1(x))  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(body.mod1.bn1(body.mod1.conv1(x)), nn.functional.leaky_relu(stem, 0.01), rtol=1e-3, atol=1e-3)  # type: ignore[operator, union-attr]
+    stem = nn.functional.leaky_relu(reference.bn1(reference.conv1(x)), 0.01)
+    torch.testing.assert_close(body.mod1.conv1(x), reference.conv1(x))
+    torch.testing.assert_close(body.mod1.bn1(body.mod1.conv1(x)), stem, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +169,15 @@ def test_torchvision_weights_fit_both_families(tmp_path: Path) -> None:
     [
         (lambda path: None, "no such file"),
         (lambda path: path.write_bytes(b"not a checkpoint"), "cannot be read"),
-        (lambda path: torch.save({"state_dict": {"module.mod1.conv1.weight": torch.zeros(2)}}, path), "tensors are missing"),
+        (
+            lambda path: torch.save({"state_dict": {"module.mod1.conv1.weight": torch.zeros(2)}}, path),
+            "tensors are missing",
+        ),
     ],
 )
 def test_unusable_weights_are_refused_in_one_line(tmp_path: Path, make: object, words: str) -> None:
     path = tmp_path / "weights.pth"
-    make(path)  # type: ignore[operator]
+    make(path)
     with pytest.raises(UserError) as caught:
         load_pretrained(build_network("deeplab-abn-resnet18", [4]), "deeplab-abn-resnet18", str(path))
     assert words in str(caught.value)
@@ -179,12 +190,3 @@ def test_weights_cut_off_in_the_middle(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(UserError, match="cannot be read"):
         load_pretrained(build_network("deeplab-abn-resnet18", [4]), "deeplab-abn-resnet18", str(path))
-
-
-def test_unknown_network_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'deeplab-resnet101'"):
-        build_network("deeplab-resnet10", [2])
-
-
-def test_every_network_is_described() -> None:
-    assert all(kind.says for kind in NETWORKS.values())

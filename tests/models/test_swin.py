@@ -39,7 +39,8 @@ def test_after_the_roll_only_neighbours_in_the_image_attend_to_each_other() -> N
     window, side = 4, 12
     at = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(1, side, side, 2)
     rolled = to_windows(at.roll((-2, -2), (1, 2)), window)[0]
-    distance = (rolled[:, :, None] - rolled[:, None, :]).abs().amax(-1)  # in the image, of the two tokens of each pair
+    # in the image, of the two tokens of each pair
+    distance = (rolled[:, :, None] - rolled[:, None, :]).abs().amax(-1)
     assert torch.equal(shift_mask(side, side, window, torch.device("cpu")) == 0, distance < window)
 
 
@@ -70,7 +71,7 @@ def test_stochastic_depth_is_active_in_training_only(small: Network) -> None:
 
 
 def test_padding_takes_part_in_the_attention() -> None:
-    """Zeros behind the first norm are tokens like others: without them a lone token would attend to itself alone."""
+    """Zeros behind the first norm are tokens like others: a lone one would else attend to itself."""
     torch.manual_seed(0)
     body = Swin(8, (1,), (1,), window=4).eval()
     block = body.layers[0].blocks[0]
@@ -85,7 +86,8 @@ def test_the_network_of_the_paper() -> None:
         network = build_network("deeplab-abn-swin-b", [16, 5])
         theirs = torchvision.models.swin_b()
     body = network.body
-    window = (23**2 - 13**2) * (2 * 4 + 2 * 8 + 18 * 16 + 2 * 32)  # tables of window 12 instead of torchvision's 7
+    # tables of window 12 instead of torchvision's 7
+    window = (23**2 - 13**2) * (2 * 4 + 2 * 8 + 18 * 16 + 2 * 32)
     stage_norms = 2 * (128 + 256 + 512)  # and the last stage's is torchvision's norm
     assert n_parameters(body) == n_parameters(theirs) - n_parameters(theirs.head) + window + stage_norms
     assert network.head.map_convs[0].in_channels == 1024
@@ -106,18 +108,23 @@ def n_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-# ---- pretrained weights ------------------------------------------------------------------------------------------------
+# ---- pretrained weights ------------------------------------------------------------------------------------
 
 
 def classifier_checkpoint(body: Swin) -> dict[str, Tensor]:
-    """What Swin's authors release: an image classifier, with buffers, a last norm and a head, and without the norms behind stages."""
+    """What Swin's authors release: a classifier with buffers, a last norm, a head; no norms behind stages."""
     torch.manual_seed(1)
-    trunk = {name: torch.randn_like(value) for name, value in body.state_dict().items() if not name.startswith("norm")}
-    buffers = {"layers.0.blocks.1.attn_mask": torch.zeros(4, 36, 36), "layers.0.blocks.0.attn.relative_position_index": torch.zeros(36, 36)}
-    return {**trunk, **buffers, "norm.weight": torch.zeros(64), "norm.bias": torch.zeros(64), "head.weight": torch.zeros(1000, 64)}
+    own = {name: value for name, value in body.state_dict().items() if not name.startswith("norm")}
+    trunk = {name: torch.randn_like(value) for name, value in own.items()}
+    buffers = {"blocks.1.attn_mask": (4, 36, 36), "blocks.0.attn.relative_position_index": (36, 36)}
+    rest = {"norm.weight": (64,), "norm.bias": (64,), "head.weight": (1000, 64)}
+    shapes = {**{f"layers.0.{name}": shape for name, shape in buffers.items()}, **rest}
+    return {**trunk, **{name: torch.zeros(shape) for name, shape in shapes.items()}}
 
 
-def test_a_released_checkpoint_fills_the_trunk_and_leaves_the_new_norms(small: Network, tmp_path: Path) -> None:
+def test_a_released_checkpoint_fills_the_trunk_and_leaves_the_new_norms(
+    small: Network, tmp_path: Path
+) -> None:
     released = classifier_checkpoint(small.body)
     path = tmp_path / "swin.pth"
     torch.save({"model": released}, path)

@@ -13,11 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.errors import UserError
-from bench.models import build
-from bench.models.build import build_network
+from bench.models.build import BODIES, NETWORKS, Assembled, BodyKind, build_network, patch_tokens
 from bench.models.classifier import LinearClassifier
 from bench.models.network import Network
-from bench.models.vit import Block, MaskTransformer, PatchTokens, VisionTransformer, mask_norm, resize_position_embedding
+from bench.models.vit import (
+    Block,
+    MaskTransformer,
+    PatchTokens,
+    VisionTransformer,
+    mask_norm,
+    resize_position_embedding,
+)
 from bench.models.weights import load_pretrained
 
 
@@ -35,7 +41,7 @@ def tiny(image_size: int = 32) -> VisionTransformer:
     return VisionTransformer(image_size, patch=8, width=16, n_blocks=2, n_heads=2, hidden=32)
 
 
-# ---- the networks ----------------------------------------------------------------------------------------------------------
+# ---- the networks ------------------------------------------------------------------------------------------
 
 
 def test_the_network_of_the_paper() -> None:
@@ -62,11 +68,13 @@ def test_every_parameter_of_the_small_network_learns(classifier: str) -> None:
 
 
 def test_the_small_network_is_no_larger_than_the_small_deeplab() -> None:
-    assert n_parameters(build_network("small-vit", [1, 6], "mask-transformer")) < n_parameters(build_network("small", [7]))
+    with_tokens = build_network("small-vit", [1, 6], "mask-transformer")
+    assert n_parameters(with_tokens) < n_parameters(build_network("small", [7]))
 
 
 def test_a_network_without_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match=r"network = 'small': has no tokens .* allowed: segmenter-vit-b16, small-vit"):
+    words = r"network = 'small': has no tokens .* allowed: segmenter-vit-b16, small-vit"
+    with pytest.raises(UserError, match=words):
         build_network("small", [1, 3], "mask-transformer")
 
 
@@ -91,7 +99,7 @@ def test_tokens_and_map_agree() -> None:
     assert torch.allclose(F.layer_norm(maps[-1].movedim(1, -1), (16,)), out.movedim(1, -1), atol=1e-5)
 
 
-# ---- position embedding ----------------------------------------------------------------------------------------------------
+# ---- position embedding ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
@@ -112,7 +120,7 @@ def test_rows_and_columns_of_a_position_embedding_are_not_confused() -> None:
     assert resized[:, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]  # corners are not aligned
 
 
-# ---- blocks ----------------------------------------------------------------------------------------------------------------
+# ---- blocks ------------------------------------------------------------------------------------------------
 
 
 def test_drop_path_skips_whole_images_in_training_only() -> None:
@@ -127,7 +135,7 @@ def test_drop_path_skips_whole_images_in_training_only() -> None:
         assert torch.equal(block(x), block(x))
 
 
-# ---- the mask transformer --------------------------------------------------------------------------------------------------
+# ---- the mask transformer ----------------------------------------------------------------------------------
 
 
 def test_mask_norm_is_a_standard_score_over_the_classes() -> None:
@@ -177,14 +185,17 @@ def test_a_new_head_is_made_on_the_device_of_the_old_ones() -> None:
     assert {p.device.type for p in decoder.parameters()} == {"meta"}
 
 
-# ---- pretrained weights ----------------------------------------------------------------------------------------------------
+# ---- pretrained weights ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> Network:
     """A tiny ViT among the networks that a recipe can name."""
-    kind = build.NetworkKind(lambda norm: tiny(), build._patch_tokens, False, "a tiny ViT")
-    monkeypatch.setitem(build.NETWORKS, "tiny-vit", kind)
+    for registry in (BODIES, NETWORKS):
+        for attribute in ("_added", "_loaded"):
+            monkeypatch.setattr(registry, attribute, dict(getattr(registry, attribute)))
+    BODIES.add("tiny-vit", BodyKind("a tiny ViT", lambda norm: tiny()))
+    NETWORKS.add("tiny-vit", Assembled("a tiny ViT", "tiny-vit", patch_tokens))
     return Network(tiny(), PatchTokens(16), LinearClassifier(16, [2]))
 
 
@@ -195,7 +206,9 @@ def timm_checkpoint(side: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_checkpoint_of_timm_with_its_position_embedding_resized(registered: Network, tmp_path: Path, suffix: str) -> None:
+def test_a_checkpoint_of_timm_with_its_position_embedding_resized(
+    registered: Network, tmp_path: Path, suffix: str
+) -> None:
     state = timm_checkpoint(side=3)
     path = tmp_path / f"vit.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
@@ -203,7 +216,8 @@ def test_a_checkpoint_of_timm_with_its_position_embedding_resized(registered: Ne
     loaded = registered.body.state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in loaded if name != "pos_embed")
     patches = state["pos_embed"][:, 1:].view(1, 3, 3, 16).permute(0, 3, 1, 2)
-    bicubic = F.interpolate(patches, size=(4, 4), mode="bicubic", align_corners=False).permute(0, 2, 3, 1).reshape(1, 16, 16)
+    resized = F.interpolate(patches, size=(4, 4), mode="bicubic", align_corners=False)
+    bicubic = resized.permute(0, 2, 3, 1).reshape(1, 16, 16)
     torch.testing.assert_close(loaded["pos_embed"], torch.cat([state["pos_embed"][:, :1], bicubic], dim=1))
 
 
@@ -232,13 +246,17 @@ def test_names_of_the_published_torchvision_file() -> None:
     ("change", "first"),
     [
         (lambda s: s.pop("blocks.1.attn.qkv.weight"), "blocks.1.attn.qkv.weight"),
-        (lambda s: s.update({"pos_embed": torch.zeros(1, 12, 16)}), "pos_embed"),  # two extra tokens, as a distilled ViT has
+        # two extra tokens, as a distilled ViT has
+        (lambda s: s.update({"pos_embed": torch.zeros(1, 12, 16)}), "pos_embed"),
         (lambda s: s.update({"cls_token": torch.zeros(1, 1, 32)}), "cls_token"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(registered: Network, tmp_path: Path, change: object, first: str) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    registered: Network, tmp_path: Path, change: object, first: str
+) -> None:
     state = timm_checkpoint(side=4)
     change(state)  # type: ignore[operator]
     torch.save(state, tmp_path / "vit.pth")
-    with pytest.raises(UserError, match=rf"does not fit network 'tiny-vit': 1 of \d+ tensors are missing, first '{first}'"):
+    words = rf"does not fit network 'tiny-vit': 1 of \d+ tensors are missing, first '{first}'"
+    with pytest.raises(UserError, match=words):
         load_pretrained(registered, "tiny-vit", str(tmp_path / "vit.pth"))

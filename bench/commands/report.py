@@ -1,0 +1,34 @@
+"""`bench report`: tables of everything in the results folder."""
+
+from __future__ import annotations
+
+import argparse
+
+from bench.commands import options
+
+EXAMPLES = """examples:
+  bench report
+  bench report --convention mib --out reports/mib"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    options.add_results_option(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", default="reports", help="where the files go (default: reports)"
+    )
+    convention = "how mIoU is averaged: a name of bench list conventions"
+    parser.add_argument("--convention", default="default", help=convention)
+    parser.add_argument("--protocol", metavar="NAME[,NAME]", help="these protocols only")
+    parser.add_argument("--smoke", action="store_true", help="of smoke runs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render, and print the paths."""
+    from bench import api
+
+    protocols = options.names(args.protocol) if args.protocol else None
+    written = api.report(args.results, args.out, args.convention, protocols, args.smoke)
+    for path in written.values():
+        print(path)
+    return 0

@@ -1,0 +1,1 @@
+"""Who does a plan's jobs, and where: this process, this machine, a cluster."""

@@ -1,0 +1,1 @@
+"""From confusion counts to numbers: pure functions of numpy arrays."""

@@ -1,0 +1,1 @@
+"""For plug-in authors and for our own tests."""
