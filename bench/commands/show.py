@@ -224,7 +224,7 @@ def show_method(
         first_step=spec.first_step,
         protocol=p.name,
         track=used,
-        notes=footnotes_of(spec, recipe),
+        notes=footnotes_of(spec, recipe, p),
         settings=settings,
     )
 

@@ -54,6 +54,10 @@ class Batch:
         with torch.no_grad(), self._autocast():
             return self._teacher(self.images)
 
+    def in_full_precision(self) -> Batch:
+        """The same batch, its outputs computed without mixed precision."""
+        return Batch(self.images, self.labels, self._network, self._teacher, self.extra)
+
     def replaced(self, images: Tensor, labels: Tensor | None = None) -> Batch:
         """Another batch of the same step: nothing computed for this one carries over."""
         labels = self.labels if labels is None else labels

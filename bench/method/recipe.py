@@ -5,6 +5,10 @@ known or refused.
     bench/method/tracks.toml) [method.ade]                [published.voc]           [small.shapes]
     [method.voc-15-1]           [published.voc-10-1]
 
+In a track's tables three words are no settings: `ran = [...]` lists the protocols (with wildcards) on which
+the authors ran these values, `note = "..."` is a footnote, and `setting = "partition"` in a data set's table
+is the setting in which the authors trained there.
+
 [method] holds what belongs to the method itself and is the same in every track; the others are tracks. `like
 = "mib"` in a track's table takes over the training settings of that method's recipe first. [variant.NAME]
 holds what `method@NAME` changes, and may hold tables of a data set, a protocol or a track. A method that
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +58,18 @@ class Scoped:
         values: by setting.
         scopes: values by data set or protocol.
         like: the method whose training settings come first; "" for none.
+        ran: protocols (with wildcards) on which the authors ran these values; None: not said.
+        notes: what a fair comparison must not hide, by data set or protocol ("" for everything).
+        settings: the setting in which the authors ran a data set or protocol, where it is not the usual one.
     """
 
     place: str
     values: Values
     scopes: Mapping[str, Values]
     like: str = ""
+    ran: tuple[str, ...] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def layers(self, protocol: Protocol) -> list[Layer]:
         """From the general to the particular: the table itself, the data set's, the protocol's."""
@@ -75,7 +85,12 @@ class Scoped:
         def kept(values: Values) -> Values:
             return {key: value for key, value in values.items() if key in TRAINING}
 
-        return Scoped(self.place, kept(self.values), {name: kept(v) for name, v in self.scopes.items()})
+        scopes = {name: kept(v) for name, v in self.scopes.items()}
+        return replace(self, values=kept(self.values), scopes=scopes, like="")
+
+    def about(self, told: Mapping[str, str], protocol: Protocol) -> list[str]:
+        """Words of `notes` or `settings` that hold for a protocol, from the general to the particular."""
+        return [told[name] for name in ("", protocol.dataset.name, protocol.name) if name in told]
 
     def every(self) -> Iterator[tuple[str, str]]:
         """(place, setting) of everything that it sets."""
@@ -186,11 +201,27 @@ def _scoped(table: Any, path: Path, name: str) -> Scoped:
                 "values"
             )
         scopes[key] = value
-    values = {key: value for key, value in table.items() if not isinstance(value, dict) and key != "like"}
-    like = table.get("like", "")
-    if not isinstance(like, str):
-        raise UserError(f"{path}: {name}.like = {like!r}: not the name of a method")
-    return Scoped(place, values, scopes, like)
+    said = {"": {key: value for key, value in table.items() if not isinstance(value, dict)}, **scopes}
+    for scope, values in said.items():
+        for key, what in (("like", "the name of a method"), ("note", "text"), ("setting", "a setting")):
+            if not isinstance(values.get(key, ""), str):
+                at = f"{name}.{scope}" if scope else name
+                raise UserError(f"{path}: {at}.{key} = {values[key]!r}: not {what}")
+    ran = table.get("ran")
+    if ran is not None and not (isinstance(ran, list) and all(isinstance(word, str) for word in ran)):
+        raise UserError(f"{path}: {name}.ran = {ran!r}: not a list of protocols")
+    return Scoped(
+        place,
+        {key: value for key, value in said[""].items() if key not in ("like", "ran", "note")},
+        {
+            scope: {k: v for k, v in values.items() if k not in ("note", "setting")}
+            for scope, values in scopes.items()
+        },
+        str(table.get("like", "")),
+        None if ran is None else tuple(ran),
+        {scope: str(values["note"]) for scope, values in said.items() if "note" in values},
+        {scope: str(values["setting"]) for scope, values in scopes.items() if "setting" in values},
+    )
 
 
 @functools.cache

@@ -121,6 +121,8 @@ def look_through(
 
     found: dict[int, Record] = {}
     for batch in data.stream(whole=True, images=images):
+        if data.config.test_precision == "fp32":
+            batch = batch.in_full_precision()
         for position, labels in zip(batch.extra["index"].tolist(), classes(batch), strict=True):
             if labels is not None:
                 found[position] = Record(images.names[position], labels)

@@ -12,6 +12,7 @@ of everything (bench.method.recipe).
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -43,28 +44,31 @@ class Resolved:
         config: the checked values.
         sources: where each value came from, in words.
         label: the method's name as results carry it; values given by --set are part of it.
+        notes: what the recipes say of these values: who ran them, and where nobody did.
     """
 
     config: Settings
     sources: Mapping[str, str]
     label: str
+    notes: tuple[str, ...] = ()
 
 
 def _with_models(recipes: Sequence[Recipe], track: str) -> list[Scoped]:
     """The tables of a track, each after the training settings of the recipe that it says it is like."""
-    found: list[Scoped] = []
-    for recipe in recipes:
-        scoped = recipe.table(track)
-        if scoped.like:
-            name = f"{scoped.like.replace('-', '_')}.toml"
-            places = (recipe.path.with_name(name), shipped.PACKAGE.parent / "methods" / name)
-            beside = next((place for place in places if place.is_file()), None)
-            if beside is None:
-                where = f"{recipe.path}: [{track}] like = {scoped.like!r}"
-                raise UserError(f"{where}: there is no {name} beside it or among the shipped methods")
-            found.append(read_recipe(beside).table(track).training_only())
-        found.append(scoped)
-    return found
+    return [scoped for recipe in recipes for scoped in _with_model(recipe, recipe.table(track), track)]
+
+
+def _with_model(recipe: Recipe, scoped: Scoped, track: str) -> list[Scoped]:
+    """A table of a recipe, after the training settings of the recipe that it says it is like."""
+    if not scoped.like:
+        return [scoped]
+    name = f"{scoped.like.replace('-', '_')}.toml"
+    places = (recipe.path.with_name(name), shipped.PACKAGE.parent / "methods" / name)
+    beside = next((place for place in places if place.is_file()), None)
+    if beside is None:
+        where = f"{recipe.path}: {scoped.place.partition(' ')[2]} like = {scoped.like!r}"
+        raise UserError(f"{where}: there is no {name} beside it or among the shipped methods")
+    return [read_recipe(beside).table(track).training_only(), scoped]
 
 
 def published_on(spec: MethodSpec) -> list[str]:
@@ -72,12 +76,40 @@ def published_on(spec: MethodSpec) -> list[str]:
     return sorted({name for scoped in _with_models(spec.recipes, PUBLISHED) for name in scoped.scopes})
 
 
-def _around(spec: MethodSpec, kind: str, protocol: Protocol) -> list[Layer]:
+def _around(spec: MethodSpec, kind: str) -> list[Scoped]:
     """What wrappers have for the method they wrap alone, in tables [on.<method>.<kind>]."""
     if spec.base is None:
         return []
     scoped = spec.recipes[-1].around.get(spec.base.plain, {}).get(kind)
-    return [*_around(spec.base, kind, protocol), *(scoped.layers(protocol) if scoped else [])]
+    return [*_around(spec.base, kind), *([scoped] if scoped else [])]
+
+
+def _chosen(spec: MethodSpec, track: str) -> list[Scoped]:
+    """What the chosen variants change, for every track and for this one."""
+    return [
+        scoped
+        for recipe, variant in spec.variants
+        for kind in ("", track)
+        if kind in recipe.variants[variant]
+        for scoped in _with_model(recipe, recipe.variants[variant][kind], track)
+    ]
+
+
+def told(spec: MethodSpec, protocol: Protocol, track: str) -> list[str]:
+    """What the recipes of a track say of a protocol: footnotes, and whether anybody ran these values
+    there."""
+    tables = [*_with_models(spec.recipes, track), *_around(spec, track), *_chosen(spec, track)]
+    notes = [note for scoped in tables for note in scoped.about(scoped.notes, protocol)]
+    ran = next((scoped for scoped in reversed(tables) if scoped.ran is not None), None)
+    if ran is not None and not any(fnmatch.fnmatch(protocol.name, word) for word in ran.ran or ()):
+        source = [layer.source for scoped in tables for layer in scoped.layers(protocol) if layer.values][-1]
+        notes.append(
+            f"extrapolated from {source}: its authors ran {', '.join(ran.ran or ()) or 'no task of it'}"
+        )
+    settings = [word for scoped in tables for word in scoped.about(scoped.settings, protocol)]
+    if settings and settings[-1] != protocol.setting:
+        notes.append(f"its authors trained in the setting {settings[-1]}, this row is {protocol.setting}")
+    return notes
 
 
 def layers(spec: MethodSpec, protocol: Protocol, track: str) -> list[Layer]:
@@ -88,19 +120,14 @@ def layers(spec: MethodSpec, protocol: Protocol, track: str) -> list[Layer]:
     """
     found = TRACKS.find(track, where="--track")
     stack = [layer for recipe in spec.recipes for layer in recipe.table("method").layers(protocol)]
-    stack += _around(spec, "method", protocol)
+    stack += [layer for scoped in _around(spec, "method") for layer in scoped.layers(protocol)]
     tables = _with_models(spec.recipes, track)
     if track == PUBLISHED and not any(protocol.dataset.name in scoped.scopes for scoped in tables):
         what = f"no published recipe for data set {protocol.dataset.name!r}"
         raise UserError(f"{spec.name}: {what}; use --track small or --track controlled")
     stack += found.table.layers(protocol)
-    stack += [layer for scoped in tables for layer in scoped.layers(protocol)]
-    stack += _around(spec, track, protocol)
-    for recipe, variant in spec.variants:
-        for kind in ("", track):
-            if kind in recipe.variants[variant]:
-                stack += recipe.variants[variant][kind].layers(protocol)
-    return stack
+    later = (*tables, *_around(spec, track), *_chosen(spec, track))
+    return [*stack, *(layer for scoped in later for layer in scoped.layers(protocol))]
 
 
 def resolve(
@@ -142,7 +169,8 @@ def resolve(
     )  # a label is a folder's name
     if len(given) > LABEL_LENGTH:
         given = f"{given[:LABEL_LENGTH]}~{hashlib.sha256(given.encode()).hexdigest()[:8]}"
-    return Resolved(config, sources, f"{spec.name}[{given}]" if given else spec.name)
+    label = f"{spec.name}[{given}]" if given else spec.name
+    return Resolved(config, sources, label, tuple(told(spec, protocol, track)))
 
 
 def parse_overrides(items: Sequence[str]) -> list[tuple[str, str, Any]]:

@@ -92,6 +92,9 @@ class Settings(Table):
     """On every trained parameter, biases and norms included."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """Of the forward and backward pass; fp16 with loss scaling; fp64 for proofs, on a CPU."""
+    test_precision: Annotated[Literal["as-training", "fp32"], Neutral("as-training")] = "as-training"
+    """Of tests, validations and passes that look through images for a memory: as in training, or fp32
+    throughout."""
     selection: Literal["last", "best-on-test"] = "last"
     """Which iterate a step hands on: the last, or the one that scores best on the test images of its
     classes."""

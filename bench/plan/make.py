@@ -129,7 +129,9 @@ def make_plan(
                 warnings.append(warning)
             spec.cls.check(recipe.config, protocol)
             maker = _ChainMaker(spec, recipe, at_once if spec.cls.at_once else expansion, smoke)
-            footnotes = tuple(dict.fromkeys([*footnotes_of(spec, recipe), *([warning] if warning else [])]))
+            footnotes = tuple(
+                dict.fromkeys([*footnotes_of(spec, recipe, protocol), *([warning] if warning else [])])
+            )
             for seed in seeds:
                 keys = maker.jobs(seed, jobs)
                 chains.append(Chain(protocol, used, recipe.label, spec.title, seed, keys, footnotes, recipe))
@@ -181,17 +183,17 @@ def with_weights(recipe: Resolved) -> tuple[Resolved, str]:
     return replace(recipe, config=recipe.config.model_copy(update={"pretrained": ""})), warning
 
 
-def footnotes_of(spec: MethodSpec, recipe: Resolved) -> list[str]:
+def footnotes_of(spec: MethodSpec, recipe: Resolved, protocol: Protocol) -> list[str]:
     """What a fair comparison must not hide: the method's caveats, and those that follow from its settings."""
     notes = [*spec.cls.footnotes(recipe.config)]
     note = rule(recipe.config.label_rule).note
-    if note:
+    if note and protocol.dataset.background == "class":  # elsewhere there is no void
         notes.append(note)
     if recipe.config.augmentation in ("scale-crop", "resize-scale-crop"):
         notes.append("padding around images is trained as background")
     if recipe.config.selection != "last":
         notes.append("each step hands on the iterate that scores best on the test images of its classes")
-    return notes
+    return [*notes, *recipe.notes]
 
 
 class _ChainMaker:

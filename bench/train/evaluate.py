@@ -69,7 +69,7 @@ def evaluate(
         module.eval()
     with torch.inference_mode(), data.once(images, "test", shuffle=False) as loader:
         for number, raw in enumerate(loader):
-            with trainer.autocast():
+            with trainer.test_autocast():
                 batch = trainer.batch(raw)
                 height, width = batch.labels.shape[-2:]
                 predictions = method.predict(method.network(batch.images), (height, width))

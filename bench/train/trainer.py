@@ -65,6 +65,11 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
 
+    def test_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision of tests and validations, where the settings do not ask for fp32 there."""
+        full = self.method.config.test_precision == "fp32"
+        return contextlib.nullcontext() if full else self.autocast()
+
     def batch(self, raw: Mapping[str, Any]) -> Batch:
         """A loader's batch on the device, images normalised."""
         moved = {

@@ -108,8 +108,12 @@ def test_versions_caveats_and_footnotes_are_those_of_all(offer: Offers) -> None:
     notes = around.cls.footnotes(around.config(memory_size=7))
     assert "memory of 7 images" in notes  # a wrapper that says nothing leaves them as they are
     assert notes == method("ssul-m").cls.footnotes(method("ssul-m").config(memory_size=7))
-    recipe = resolve(method("fusion+mib"), load("voc-15-1"), "controlled")
-    assert footnotes_of(method("fusion+mib"), recipe) == ["weights of two steps are averaged", "share 0.5"]
+    protocol = load("voc-15-1")
+    recipe = resolve(method("fusion+mib"), protocol, "controlled")
+    assert footnotes_of(method("fusion+mib"), recipe, protocol) == [
+        "weights of two steps are averaged",
+        "share 0.5",
+    ]
 
 
 def test_a_second_wrapper_goes_around_the_first(offer: Offers, toy: Toy) -> None:

@@ -51,6 +51,7 @@ class Everything(Method):
         first_momentum: float | None = 0.0
         first_weight_decay: float | None = 0.25
         first_precision: str | None = "bf16"
+        first_test_precision: str | None = "fp32"
         first_selection: str | None = "best-on-test"
         first_threads: int | None = 2
         weight: float = 1.0

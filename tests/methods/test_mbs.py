@@ -195,7 +195,7 @@ def test_published_settings(protocol: str, values: dict[str, Any]) -> None:
 
 def test_a_fair_comparison_is_told_what_differs() -> None:
     spec = method("mbs")
-    notes = footnotes_of(spec, resolve(spec, load("voc-15-1"), "published"))
+    notes = footnotes_of(spec, resolve(spec, load("voc-15-1"), "published"), load("voc-15-1"))
     for said in (
         "its network is not the other methods'",
         "padding around images is trained as background",
@@ -204,9 +204,10 @@ def test_a_fair_comparison_is_told_what_differs() -> None:
         assert any(said in note for note in notes), said
     assert not any("224 pixels" in note for note in notes)
     assert any(
-        "224 pixels" in note for note in footnotes_of(spec, resolve(spec, load("voc-15-1"), "controlled"))
+        "224 pixels" in note
+        for note in footnotes_of(spec, resolve(spec, load("voc-15-1"), "controlled"), load("voc-15-1"))
     )
-    assert len(footnotes_of(spec, resolve(spec, load("shapes-6-2"), "small"))) == 1
+    assert len(footnotes_of(spec, resolve(spec, load("shapes-6-2"), "small"), load("shapes-6-2"))) == 1
 
 
 @pytest.mark.parametrize("track", ["controlled", "small"])
