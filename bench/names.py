@@ -1,11 +1,9 @@
 """Names: one registry for everything that a user, a file or an outside package can name.
 
 Methods, protocols, data sets, networks, classifiers, label rules, augmentations, conventions, tracks,
-settings and profiles are all found
-the same way: entries come from code (`add`), from files (`finder`), and from installed packages (entry points
-    of the registry's group). An
-entry is loaded when it is asked for, so a broken plug-in is a warning in a list and an error only for who
-asks for it.
+settings and profiles are all found the same way: entries come from code (`add`), from files (`finder`), and
+from installed packages (entry points of the registry's group). An entry is loaded when it is asked for, so a
+broken plug-in is a warning in a list and an error only for who asks for it.
 """
 
 from __future__ import annotations
@@ -136,7 +134,7 @@ class Registry(Generic[T]):
             return entry.load()
         except UserError:
             raise
-        except Exception as error:  # whatever a plug-in raises when it is imported
+        except (Exception, SystemExit) as error:  # whatever a plug-in raises when it is imported
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.kind} {name!r} ({entry.origin}): cannot be loaded: {what}") from error
 
@@ -148,7 +146,7 @@ class Registry(Generic[T]):
                 found[name] = self.find(name)
             except UserError as error:
                 warnings.append(str(error))
-        return found, warnings
+        return found, list(dict.fromkeys(warnings))
 
     def match(self, words: Iterable[str], where: str = "") -> list[str]:
         """Names, with wildcards expanded (`voc-15-*`), in the order asked for, each once.

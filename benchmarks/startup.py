@@ -3,8 +3,7 @@
     python benchmarks/startup.py [--data-root VOC]
 
 Planning needs VOC: that of --data-root, or one the script makes up in a temp folder (10,582 + 1,449 tiny
-    images). The class index, built
-once, is there when the clock starts.
+images). The class index, built once, is there when the clock starts.
 """
 
 from __future__ import annotations

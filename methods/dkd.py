@@ -7,8 +7,7 @@ are distilled beside the logit itself. An auxiliary classifier learns to say no 
 classifier starts as its copy.
 
 Channels: 0 the auxiliary classifier, k the k-th class. The variant "m" is DKD-M: a memory of whole images,
-    labelled with the current
-step's classes only, so that it serves distillation.
+labelled with the current step's classes only, so that it serves distillation.
 """
 
 from __future__ import annotations

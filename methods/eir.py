@@ -4,8 +4,7 @@ run.
 DKD's network, optimiser and test rule, with two other terms: a binary cross-entropy on soft targets over all
 channels, and a distillation confined to a region. A memory keeps images on which each class is one connected
 instance. They come back twice: as samples cut out of their surroundings, and pasted, half transparent, onto
-    the background of new images, where they stand for the classes that the
-old network sees there.
+the background of new images, where they stand for the classes that the old network sees there.
 
 What the code leaves undefined is decided here and declared: `region` and `index` below. Constants that the
 code gives for its crop of 512 scale with the crop.

@@ -1,12 +1,11 @@
 """MBS: Mitigating Background Shift in Class-Incremental Semantic Segmentation (Park et al., ECCV 2024).
 
 A vision transformer whose decoder reads one token a class; every step adds tokens. Everything trains in every
-step. Against the
-background shift: background pixels that the old network believes to be some old class, but is not sure which,
-    are not learned;
-patches are held to the old network's features in the measure in which they are still background; where a new
-class stands, the old network's background score is handed to that class before its output is distilled; and a
-new class's token starts as the background's and is pushed away from all others.
+step. Against the background shift: background pixels that the old network believes to be some old class, but
+is not sure which, are not learned; patches are held to the old network's features in the measure in which
+they are still background; where a new class stands, the old network's background score is handed to that
+class before its output is distilled; and a new class's token starts as the background's and is pushed away
+from all others.
 
 Classes are positions in the protocol's order throughout. The released code compares raw class ids with
 positions in two places, which is the same only in the standard class order (spec/mbs.md section 7, B1).

@@ -1,12 +1,10 @@
 """NeST: New claSsifier pre-Tuning (Xie et al., "Early Preparation Pays Off", ECCV 2024).
 
 NeST wraps another method, replaces the initialisation of its new classifier, and changes nothing else. A new
-class's row is generated
-from all old rows: its importances weigh them element by element, its mixing adds them up. Both start from how
-    much the new
-class looks like each old one to the old network, and are learned in a short pre-tuning in which no other
-weight moves. Then the generated rows are written into the classifier, and the wrapped method trains as it
-always does.
+class's row is generated from all old rows: its importances weigh them element by element, its mixing adds
+them up. Both start from how much the new class looks like each old one to the old network, and are learned in
+a short pre-tuning in which no other weight moves. Then the generated rows are written into the classifier,
+and the wrapped method trains as it always does.
 
 The released code is followed, oddities included (spec/nest.md section 8): norms use batch statistics while
 pre-tuning, the learning rate is that of the iteration ahead, so the last update is void, and new biases start
@@ -48,7 +46,7 @@ class Transformation(NamedTuple):
         background_mixing: [1, 1].
 
     Source: paper, w_c = (M_c * W_old) P_c; spec/nest.md section 1 (the background's own transformation is in
-        the code only).
+    the code only).
     """
 
     importance: Tensor

@@ -6,8 +6,7 @@ is labelled "unknown", a class of its own that later classes start from. From st
 heads are frozen, and old classes in new images come from the previous network's confident predictions.
 
 Channels: 0 unknown, 1 background, k + 1 the k-th class. Labels are shifted by one accordingly. SSUL-M, with a
-    memory of exemplars, is
-in ssul_m.py.
+memory of exemplars, is in ssul_m.py.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ def _pattern(pattern: str) -> str:
         raise ValueError(
             f"{wrong} is not allowed in a path pattern; allowed in braces: {{name}}, the image's name"
         )
+    if "\0" in pattern:
+        raise ValueError("no file's name holds a NUL")
     if not braces:
         raise ValueError("{name} is missing; it stands for the image's name in a path pattern")
     return pattern

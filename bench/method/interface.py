@@ -80,10 +80,14 @@ class Method:
 
     What the engine does with a method, as code:
 
-        method.network = method.build_network(sizes)                 # step 0; a later step builds the old
-        network, method.teacher = method.make_teacher(method.network)         # loads what the previous step
-        left, keeps a frozen method.grow_network(method.network, sizes)                   # copy as teacher,
-        and then adds the new heads method.modules = method.own_modules()
+        if step.index == 0:
+            method.network = method.build_network(sizes)
+        else:                                                        # the old network, as it was left
+            method.network = method.build_network(sizes[:-1])
+            method.previous = what_the_previous_step_left
+            method.teacher = method.make_teacher(method.network)     # frozen; where `needs_teacher`
+            method.grow_network(method.network, sizes)               # the new heads
+        method.modules = method.own_modules()
         if fresh:                                                    # not resumed from a checkpoint
             if step.index:
                 method.init_classifier()

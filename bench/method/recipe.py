@@ -1,9 +1,9 @@
 """Recipe files: the hyper-parameters of a method, per track, data set and protocol. Each table and key is
 known or refused.
 
-    [method]                    [published]               [small]            (all methods:
-    bench/method/tracks.toml) [method.ade]                [published.voc]           [small.shapes]
-    [method.voc-15-1]           [published.voc-10-1]
+    [method]             [published]             [small]          (all methods: bench/method/tracks.toml)
+    [method.ade]         [published.voc]         [small.shapes]
+    [method.voc-15-1]    [published.voc-10-1]
 
 In a track's tables three words are no settings: `ran = [...]` lists the protocols (with wildcards) on which
 the authors ran these values, `note = "..."` is a footnote, and `setting = "partition"` in a data set's table
@@ -237,13 +237,13 @@ def _check_scope(name: str, where: str, tracks: Iterable[str] = ()) -> None:
     head = name.partition("-")[0]
     if head in DATASETS or name in _known_scopes():
         return
-    if any(_is_slip(name, track) for track in tracks):
+    if any(is_slip(name, track) for track in tracks):
         raise unknown("table", name, tracks, where=where)
-    if any(_is_slip(head, dataset) for dataset in DATASETS.known()):
+    if any(is_slip(head, dataset) for dataset in DATASETS.known()):
         raise unknown("data set or protocol", name, _known_scopes(), where=where)
 
 
-def _is_slip(word: str, known: str) -> bool:
+def is_slip(word: str, known: str) -> bool:
     """Whether a word is another with one letter more, less, wrong, or two neighbours swapped."""
     if abs(len(word) - len(known)) > 1:
         return False

@@ -18,7 +18,7 @@ from typing import Any
 from bench import shipped
 from bench.errors import UserError, unknown
 from bench.method.interface import Method
-from bench.method.recipe import Recipe, read_recipe
+from bench.method.recipe import Recipe, is_slip, read_recipe
 from bench.method.settings import Settings
 from bench.models.build import BODIES, CLASSIFIERS, NETWORKS
 from bench.names import Entry, Registry
@@ -117,6 +117,11 @@ class MethodSpec:
     @property
     def version(self) -> list[int]:
         return [self.own.version, *(self.base.version if self.base else [])]
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the modules that hold the classes."""
+        return [self.own.__module__, *(self.base.modules if self.base else [])]
 
     def own_settings(self) -> list[str]:
         """Names of the hyper-parameters that are the method's own, not every method's."""
@@ -233,6 +238,7 @@ def method(name: str) -> MethodSpec:
         if variant not in recipe.variants:
             raise unknown("variant", variant, recipe.variants, where=f"method {plain!r}")
         variants = ((recipe, variant),)
+    _check_around(recipe, bool(cls.wraps))
     if not cls.wraps:
         if plus:
             able = ", ".join(_wrappers()) or "none"
@@ -257,6 +263,18 @@ def method(name: str) -> MethodSpec:
             if key not in both.Config.model_fields:
                 raise unknown("setting", key, both.Config.model_fields, where=str(recipe.path.parent / place))
     return MethodSpec(name, both, cls, (*base.recipes, recipe), (*base.variants, *variants), base)
+
+
+def _check_around(recipe: Recipe, wraps: bool) -> None:
+    """Refuse tables [on.METHOD] that nothing would ever read: of a method that wraps none, or a slip of a
+    known name."""
+    for wrapped in recipe.around:
+        where = f"{recipe.path}: [on.{wrapped}]"
+        if not wraps:
+            raise UserError(f"{where}: only a method that wraps others has settings around one of them")
+        for part in wrapped.split("+"):
+            if part not in METHODS and any(is_slip(part, name) for name in METHODS.known()):
+                raise unknown("method", part, METHODS.known(), where)
 
 
 def _composed(own: type[Method], base: type[Method]) -> type[Method]:

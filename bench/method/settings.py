@@ -2,11 +2,10 @@
 
 A field's mark says what it decides (a field without one is in the key of every step):
 
-    Later[T]            plays no part while step 0 trains, so changing it leaves step 0 as it is
-    First[T]            plays a part while step 0 trains alone
-    Annotated[T, Neutral(value)]   in the key unless it has this value: for settings that come later, so that
-    old keys stay
-    Free[T]             never in the key: it decides where or how fast, not what
+    Later[T]                       plays no part while step 0 trains, so changing it leaves step 0 as it is
+    First[T]                       plays a part while step 0 trains alone
+    Annotated[T, Neutral(value)]   in the key unless it has this value: what comes later leaves old keys alone
+    Free[T]                        never in the key: it decides where or how fast, not what
 
 A field `first_x` replaces the field `x` at step 0 (None: no difference).
 """

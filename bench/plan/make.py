@@ -12,8 +12,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from bench.data.dataset import Dataset
 from bench.data.index import ClassIndex, class_indexes, map_fingerprint
 from bench.errors import UserError
+from bench.method.recipe import TRACKS
 from bench.method.registry import METHODS, MethodSpec, method
 from bench.method.resolve import Resolved, overrides_for, parse_overrides, resolve
 from bench.method.settings import TRAINING
@@ -25,6 +27,9 @@ from bench.protocol.labels import rule
 from bench.protocol.protocol import Protocol
 from bench.store.records import KEY_FORMAT
 from bench.store.results import RESERVED
+
+_Data = tuple[Mapping[str, ClassIndex], Callable[[str], str]]
+"""Class index of a data set, and digest of its named maps of a kind."""
 
 
 @functools.cache
@@ -107,22 +112,19 @@ def make_plan(
     jobs: dict[str, Job] = {}
     chains: list[Chain] = []
     warnings: list[str] = []
-    loaded: dict[str, Mapping[str, ClassIndex]] = dict(indexes or {})
-    maps: dict[str, Callable[[str], str]] = {
-        name: lambda kind: "not known" for name in loaded
-    }  # plans to look at
+    loaded: dict[Dataset, _Data] = {}
     joint: dict[tuple[object, ...], _Expansion] = {}
     for protocol in _loaded(protocols, setting):
-        name = protocol.dataset.name
-        if name not in loaded:
-            loaded[name] = class_indexes(protocol.dataset, data_root)
-        if name not in maps:
-            maps[name] = functools.cache(functools.partial(map_fingerprint, protocol.dataset, data_root))
-        expansion = _Expansion(protocol, loaded[name], maps[name])
-        together = (name, protocol.order, protocol.setting)
-        at_once = joint.setdefault(together, _Expansion(protocol.at_once(), loaded[name], maps[name]))
+        dataset = protocol.dataset
+        if not track:
+            TRACKS.find(dataset.track, f"data set {dataset.name!r}: track")
+        if dataset not in loaded:  # and not by name: two files of one name may be asked for
+            loaded[dataset] = _data(dataset, data_root, (indexes or {}).get(dataset.name))
+        expansion = _Expansion(protocol, *loaded[dataset])
+        together = (dataset, protocol.order, protocol.setting)
+        at_once = joint.setdefault(together, _Expansion(protocol.at_once(), *loaded[dataset]))
         for spec in specs:
-            used = track or protocol.dataset.track
+            used = track or dataset.track
             recipe = resolve(spec, protocol, used, overrides_for(spec, parsed, specs))
             recipe, warning = with_weights(recipe)
             if warning:
@@ -136,6 +138,15 @@ def make_plan(
                 keys = maker.jobs(seed, jobs)
                 chains.append(Chain(protocol, used, recipe.label, spec.title, seed, keys, footnotes, recipe))
     return Plan(jobs, chains, str(data_root) if data_root else None, smoke, tuple(dict.fromkeys(warnings)))
+
+
+def _data(dataset: Dataset, data_root: str | Path | None, index: Mapping[str, ClassIndex] | None) -> _Data:
+    """The class index of a data set (`index` if it is given, for plans to look at), and digests of its
+    maps."""
+    if index is not None:
+        return index, lambda kind: "not known"
+    maps = functools.cache(functools.partial(map_fingerprint, dataset, data_root))
+    return class_indexes(dataset, data_root), maps
 
 
 def _loaded(protocols: Sequence[str | Protocol], setting: str | None) -> list[Protocol]:

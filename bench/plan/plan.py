@@ -1,10 +1,8 @@
 """The plan: which jobs a run consists of, which of them are shared, and how much work each is.
 
 A job is one step of one chain (protocol, method, seed). Its key is a digest of everything that decides its
-outcome, its parent's key among
-it. Jobs with the same key are one job: they are trained once and shared. Jobs that differ only in what is
-    recorded while they train are
-*siblings*: one training serves them all.
+outcome, its parent's key among it. Jobs with the same key are one job: they are trained once and shared. Jobs
+that differ only in what is recorded while they train are *siblings*: one training serves them all.
 """
 
 from __future__ import annotations

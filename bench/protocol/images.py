@@ -1,11 +1,11 @@
 """Which training images a step sees: the settings of the field, as data.
 
 * overlapped: every image that shows a class of the step, whatever else it shows. Old and future classes in it
-are labelled
-  background: the background shift.
+  are labelled background: the background shift.
 * disjoint: only images whose labelled classes are all old or of the step, so that no future class is ever
-seen as background. * partition: MiB's ADE20K lists: a greedy partition in which each image belongs to one
-step (future classes can occur).
+  seen as background.
+* partition: MiB's ADE20K lists: a greedy partition in which each image belongs to one step (future classes
+  can occur).
 
 Images are known by their *presence*: one bit mask an image; bit c is set where class c (not 0, not void)
 shows.

@@ -17,7 +17,7 @@ from bench.files import read_json, write_json
 from bench.store.records import Environment, JobRecord, Metrics, read_record, write_record
 from bench.store.results import Store
 
-SAME = ("model.safetensors", "confusion.npz", "train.jsonl", Environment.file)
+SAME = ("model.safetensors", "confusion.npz", "train.jsonl")
 """Files that do not depend on what is recorded."""
 STATE = "state.safetensors"
 
@@ -50,6 +50,10 @@ def cut(store: Store, source: str, record: JobRecord) -> None:
                 _share(folder / name, target / name)
         if (folder / STATE).is_file():
             _cut_state(folder, target, foreign)
+        ran = read_record(folder / Environment.file, Environment)
+        if ran is not None:
+            code = ran.code.recording(record.inputs.records)
+            write_record(target / Environment.file, ran.model_copy(update={"code": code}))
         write_record(target / JobRecord.file, record.model_copy(update={"also": []}))
         write_record(target / Metrics.file, metrics.model_copy(update={"key": record.key}))
 

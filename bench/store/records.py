@@ -2,14 +2,13 @@
 and their kind.
 
 A record is self-contained: what it says of data sets, classes and settings is in it, never only in a file of
-    one machine. Each carries the
-number of its schema; a later version of the harness reads older ones, through `UPGRADES`, and refuses newer
-ones by name.
+one machine. Each carries the number of its schema; a later version of the harness reads older ones, through
+`UPGRADES`, and refuses newer ones by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -68,7 +67,8 @@ def parse_record(content: JsonValue, kind: type[R], where: str) -> R:
     while schema < SCHEMA:
         if schema not in UPGRADES:
             raise UserError(
-                f"{where}: schema {schema}: too old to be read; delete {Path(where).parent} and run again"
+                f"{where}: schema {schema}: written by an earlier version of ciss-bench, which this one does "
+                "not read; keep it, and name another folder with --results DIR"
             )
         content, schema = UPGRADES[schema](content), schema + 1
     try:
@@ -191,8 +191,28 @@ class Metrics(Record):
     """Exemplars kept after this step; each record counts."""
 
 
+class Code(Record):
+    """The code that a job ran, as `bench.provenance` tells it when the job begins: digests by file."""
+
+    method: dict[str, str] = {}
+    """Of the method's files, and of what they import."""
+    recorders: dict[str, dict[str, str]] = {}
+    """The same of each recorder of `Inputs.records`."""
+    engine: dict[str, str] = {}
+    """Of each part of bench/ that decides numbers."""
+
+    def files(self) -> dict[str, str]:
+        """Those of the method and of every recorder."""
+        return {name: one for part in (*self.recorders.values(), self.method) for name, one in part.items()}
+
+    def recording(self, names: Iterable[str]) -> Code:
+        """With these recorders alone."""
+        kept = {name: self.recorders[name] for name in sorted(names) if name in self.recorders}
+        return self.model_copy(update={"recorders": kept})
+
+
 class Environment(Record):
-    """environment.json: on what a job ran."""
+    """environment.json: on what a job ran, and with which code. Nothing of it is in the job's key."""
 
     file: ClassVar[str] = "environment.json"
 
@@ -200,13 +220,32 @@ class Environment(Record):
     python: str = ""
     machine: str = ""
     host: str = ""
+    device: str = ""
+    """"cpu" or "cuda"; "" in older records, see `device_kind`."""
     gpu: str | None = None
+    """Its name."""
+    driver: str | None = None
+    """Version of the GPU's driver."""
+    cuda: str | None = None
+    """Version of CUDA that torch was built with."""
     processes: int = 1
     threads: int = 1
+    code: Code = Code()
     commit: str | None = None
+    """Of the harness' own repository, if it ran from that."""
     finished: str = ""
     pretrained: str = ""
     seconds: float = 0.0
+
+    @property
+    def device_kind(self) -> str:
+        """ "cpu" or "cuda", "" if it is not known."""
+        return self.device or ("cuda" if self.gpu else "cpu" if self.machine else "")
+
+    @property
+    def torch(self) -> str:
+        """Version of torch, without the build's local part; "" if it is not known."""
+        return (self.packages.get("torch") or "").partition("+")[0]
 
 
 # ---- work under way ----------------------------------------------------------------------------------------

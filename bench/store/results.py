@@ -1,11 +1,11 @@
 """The results folder: what is done, what is under way, what failed. Everything the command line says of a
 run, it reads here.
 
-results/jobs/<key>/                                     artifact of a finished job; appears whole or not at
-all results/work/<key>/                                     a job under way: job.json, checkpoint,
-submitted.json, progress.json, failure.json results/logs/<key>/                                     what its
-processes printed, and the lock that the one at work holds results/runs/<time>-<id>.json
-    what a `bench run` asked for; <time>-<id>.lock is held while it runs
+    results/jobs/<key>/             artifact of a finished job; appears whole or not at all
+    results/work/<key>/             a job under way: job.json, checkpoint, submitted.json, progress.json,
+                                    failure.json
+    results/logs/<key>/             what its processes printed, and the lock that the one at work holds
+    results/runs/<time>-<id>.json   what a `bench run` asked for; <time>-<id>.lock is held while it runs
     results/<protocol>/<track>/<method>/seed-<n>/step-<t>   links for people, and the index of reports
 """
 
@@ -236,8 +236,7 @@ class Store:
         """What the folder says of a job now.
 
         The lock is looked at first: a process leaves its artifact or its failure before it lets go, so once
-            the lock is
-        free, the files that are read after it are final.
+        the lock is free, the files that are read after it are final.
         """
         held = is_held(self.logs(key) / "lock")
         folder = self.work(key)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.metadata
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import distributed
+from bench import __version__, distributed, provenance
 from bench.errors import TrainingError, UserError
 from bench.files import write_json
 from bench.score.conventions import CONVENTIONS, Convention
@@ -32,6 +33,9 @@ from bench.store.results import Store
 from bench.train.assembly import modules_state
 from bench.train.session import Session, open_job
 from bench.train.tensors import split_state, write_tensors
+
+DRIVER_FILE = "/proc/driver/nvidia/version"
+DRIVER_SECONDS = 20.0
 
 
 def run_job(results: str, key: str, log: str = "") -> None:
@@ -105,7 +109,7 @@ def _write_artifact(session: Session, record: JobRecord, counts: Counts, folder:
         write_json(folder / "state.json", values)
         shutil.copyfile(session.journal.path, folder / "train.jsonl")
     write_counts(folder / "confusion.npz", counts)
-    write_record(folder / Environment.file, environment(session))
+    write_record(folder / Environment.file, environment(session, record))
     write_record(folder / JobRecord.file, record.model_copy(update={"also": []}))
     step, dataset = data.step, data.protocol.dataset
     scores = {
@@ -137,35 +141,46 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def environment(session: Session) -> Environment:
-    """On what the job ran: versions, machine, threads, and the commit of the code."""
-    packages: dict[str, str | None] = {}
-    for name in ("ciss-bench", "torch", "torchvision", "inplace-abn", "numpy", "pillow"):
+def environment(session: Session, record: JobRecord) -> Environment:
+    """On what the job ran: versions, machine, threads, and the code, for one of the session's artifacts."""
+    packages: dict[str, str | None] = {"ciss-bench": __version__}
+    for name in ("torch", "torchvision", "inplace-abn", "numpy", "pillow"):
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = None
     device = session.trainer.device
+    on_gpu = device.type == "cuda"
     return Environment(
         packages=packages,
         python=platform.python_version(),
         machine=platform.machine(),
         host=platform.node(),
-        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        device=device.type,
+        gpu=torch.cuda.get_device_name(device) if on_gpu else None,
+        driver=_driver() if on_gpu else None,
+        cuda=torch.version.cuda if on_gpu else None,
         processes=distributed.world_size(),
         threads=torch.get_num_threads(),
-        commit=_commit(),
+        code=session.code.recording(record.inputs.records),
+        commit=provenance.commit(),
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         pretrained=session.pretrained,
         seconds=round(time.time() - session.journal.started, 1),
     )
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it is one and git is there."""
-    command = ["git", "describe", "--always", "--dirty"]
+def _driver() -> str | None:
+    """Version of the GPU's driver; None if this machine does not tell."""
     try:
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
+        found = re.search(r"Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", Path(DRIVER_FILE).read_text("utf-8"))
+        if found:
+            return found[1]
+    except (OSError, UnicodeDecodeError):
+        pass  # in a container the file may be missing
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DRIVER_SECONDS)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return git.stdout.strip() or None
+    return asked.stdout.strip().partition("\n")[0] or None if asked.returncode == 0 else None

@@ -21,8 +21,7 @@ class BestOnTest:
     """Keeps the weights that score best on the test images that show the step's own classes.
 
     Source: spec/ssul.md section 10, spec/mbs.md section 6. A step of fewer than 100 iterations is never
-        validated; then the
-    last iterate stays, where the authors' code keeps the untrained network.
+    validated; then the last iterate stays, where the authors' code keeps the untrained network.
     """
 
     def __init__(self, trainer: Trainer, data: StepData, validations: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from bench import distributed
+from bench import distributed, provenance
 from bench.data.index import class_indexes
 from bench.data.loader import default_workers
 from bench.data.locate import locate
@@ -20,7 +20,7 @@ from bench.method.step_data import StepData
 from bench.plan.plan import SMOKE_ITERATIONS
 from bench.score.counts import Counts
 from bench.seeds import mix
-from bench.store.records import JobRecord
+from bench.store.records import Code, JobRecord
 from bench.store.results import Store
 from bench.train.assembly import MODULES, assemble, assemble_finished, fill, finished, modules_state
 from bench.train.evaluate import evaluate
@@ -71,6 +71,7 @@ class Session:
         best: the selection of an iterate on test images, or None.
         journal: progress and losses.
         pretrained: where the body's weights came from, in words; "" after step 0.
+        code: the code that the job began with; a resumed one's is that of its first attempt.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Session:
         self.journal = Journal(store, record.key)
         self.best: BestOnTest | None = None
         self.pretrained = ""
+        self.code = installed_code(record)  # now: a file may be edited while the job runs
         trainer.on_iteration, trainer.on_epoch = self.journal.iteration, self.save
         data.prepare = trainer.batch
 
@@ -165,6 +167,8 @@ class Session:
         if self.best:
             self.best.load(values["best"], unscoped("best", tensors))
         self.journal.rewind(values["log"])
+        if "code" in values:
+            self.code = Code.model_validate(values["code"])
         print(
             f"resuming {self.record.key}: phase {values['phase']}, {values['epochs']} epochs done", flush=True
         )
@@ -200,6 +204,7 @@ class Session:
                 "best": self.best.score if self.best else None,
                 "log": self.journal.lines,
                 "records": sorted(wanted_records(self.record)),
+                "code": self.code.model_dump(mode="json"),
             },
         )
 
@@ -287,3 +292,16 @@ def wanted_records(record: JobRecord) -> dict[str, dict[str, Any]]:
 def wanted_recorders(record: JobRecord) -> dict[str, str]:
     """ "module:class" of each recorder."""
     return {name: place for r in (record, *record.also) for name, place in r.recorders.items()}
+
+
+def installed_code(record: JobRecord) -> Code:
+    """The code that a job runs: of its method, of what it records for itself and its siblings, the engine."""
+    files = {
+        file: one
+        for module in method(record.method).modules
+        for file, one in provenance.files(module).items()
+    }
+    recorders = {
+        name: provenance.files(place.partition(":")[0]) for name, place in wanted_recorders(record).items()
+    }
+    return Code(method=files, recorders=recorders, engine=provenance.engine())

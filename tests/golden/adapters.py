@@ -1,15 +1,16 @@
 """ADAPTERS for the golden vectors: "family/function" -> a few lines that call the project's real code.
 
-Each module beside this one holds the adapters of the family that its name begins with, and chain_mib.py those
-of the family chain-mib. They find common.py and each other under the names golden_common, golden_chain, ...
+Each module beside this one holds the adapters of the family that its name begins with (mib.py, mib_data.py), and
+chain_mib.py those of the family chain-mib. They find common.py and each other under the names golden_common,
+golden_chain, ...
 """
 
 import importlib.util
 import pathlib
 import sys
 
-FAMILIES = ("mib", "plop", "nest", "ssul", "mbs", "eir")
-CHAINS = ("mib", "plop", "nest", "ssul", "dkd", "mbs")
+SHARED = ("common", "steps", "chain", "chain_deeplab")
+"""What several families use; it comes first."""
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -22,13 +23,13 @@ def _load(stem):
     return module
 
 
-for _stem in ("common", "steps", "chain", "chain_deeplab"):
+for _stem in SHARED:
     _load(_stem)
 ADAPTERS = {}
-for _stem in sorted(path.stem for path in HERE.glob("*_*.py")) + list(FAMILIES):
-    _family, _, _chain = _stem.partition("_")
-    if _family == "chain" and _chain in CHAINS:
-        _family = f"chain-{_chain}"
-    elif _family not in FAMILIES:
+# A family's own module comes after those of its parts, which it may use.
+for _stem in sorted((path.stem for path in HERE.glob("*.py")), key=lambda stem: ("_" not in stem, stem)):
+    if _stem in SHARED or _stem in ("adapters", "test_golden"):
         continue
+    _parts = _stem.split("_")
+    _family = "-".join(_parts[:2]) if _parts[0] == "chain" else _parts[0]
     ADAPTERS |= {f"{_family}/{name}": adapter for name, adapter in _load(_stem).ADAPTERS.items()}

@@ -1,8 +1,7 @@
 """The published recipes, value by value, against what the authors' parsers made of their own scripts.
 
 Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs section
-    3, eir sections 3 and 7,
-nest section 6. Each row: method, task, then (step 0, later) of what is named.
+3, eir sections 3 and 7, nest section 6. Each row: method, task, then (step 0, later) of what is named.
 """
 
 from __future__ import annotations

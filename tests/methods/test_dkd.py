@@ -200,7 +200,7 @@ def test_published_settings() -> None:
         "warm-poly",
         0.2,
     )
-    assert (ade.first_pos_weight, ade.pos_weight) == (35, 1)
-    assert resolve(method("dkd"), load("voc-5-3"), "published").config.batch_size == 24
+    assert (ade.first_pos_weight, ade.pos_weight) == (35, 35)
+    assert resolve(method("dkd"), load("voc-5-3"), "published").config.batch_size == 32
     assert resolve(method("dkd@m"), load("voc-15-1"), "published").config.memory_size == 100
     assert resolve(method("dkd@m"), load("ade-100-10"), "published").config.memory_size == 300
