@@ -1,8 +1,8 @@
 """ADAPTERS for the golden vectors: "family/function" -> a few lines that call the project's real code.
 
 Each module beside this one holds the adapters of the family that its name begins with (mib.py, mib_data.py),
-and chain_mib.py those of the family chain-mib. They find common.py and each other under the names golden_common,
-golden_chain, ...
+and chain_mib.py those of the family chain-mib. They find common.py and each other under the names
+golden_common, golden_chain, ...
 """
 
 import importlib.util
