@@ -15,7 +15,7 @@ FLOORS = 12
 ROOMS = 30
 
 ORDER = [
-    *("errors", "lazy", "seeds", "shipped", "progress", "files", "names", "distributed"),
+    *("errors", "lazy", "seeds", "shipped", "progress", "files", "names", "provenance", "distributed"),
     *("data", "models", "protocol", "score", "store", "method", "plan", "train", "report", "launch"),
     *("api", "testing", "commands", "cli"),
 ]
