@@ -10,9 +10,10 @@ The thresholds are computed as the released code does, oddities included (spec/p
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -175,6 +176,58 @@ def local_pod_embedding(features: Tensor, scales: Sequence[int] = (1, 2, 4)) -> 
     return torch.cat(strips, dim=1)
 
 
+def local_pod_distance(old: Tensor, new: Tensor, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
+    """Euclidean distance of the Local POD embeddings of two squared maps, [B].
+
+    Means are linear, so the difference of the squares is pooled once. On a square map whose side the scales
+    divide, the strips of a coarse scale are means of those of a fine one.
+
+    Args:
+        old, new: [B, c, H, W]; the gradient is that of `new`.
+        scales: windows a side.
+    """
+    finest, (height, width) = max(scales), new.shape[-2:]
+    if height != width or width % finest or any(finest % s for s in scales):
+        difference = local_pod_embedding(new.square(), scales) - local_pod_embedding(old.square(), scales)
+        return torch.linalg.vector_norm(difference, dim=1)
+    rows, columns = _strips()(new, old, finest)
+    norms = []
+    for s in scales:
+        of_rows = rows.unflatten(3, (s, finest // s)).mean(4)
+        of_columns = columns.unflatten(2, (s, finest // s)).mean(3)
+        norms += [torch.linalg.vector_norm(part, dim=(1, 2, 3)) for part in (of_rows, of_columns)]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+@functools.cache
+def _strips() -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
+    """(new, old, s) -> new² - old² in windows of side k = W / s: means of their rows [B, c, H, s], and of
+    their columns [B, c, s, W].
+
+    The backward pass writes one map, where that of the operators one by one writes five.
+    """
+
+    class Strips(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, new: Tensor, old: Tensor, s: int) -> tuple[Tensor, Tensor]:
+            ctx.save_for_backward(new)
+            difference = new.square().sub_(old.square())
+            return difference.unflatten(3, (s, -1)).mean(4), difference.unflatten(2, (s, -1)).mean(3)
+
+        @staticmethod
+        def backward(ctx: Any, *of_strips: Tensor) -> tuple[Tensor, None, None]:
+            (new,) = ctx.saved_tensors
+            s = of_strips[0].shape[3]
+            slope = 2 * s / new.shape[3]  # of a mean of k squares
+            rows = (of_strips[0] * slope).unflatten(2, (s, -1)).unsqueeze(5)  # [B, c, s, k, s, 1]
+            columns = (of_strips[1] * slope).unflatten(3, (s, -1)).unsqueeze(3)  # [B, c, s, 1, s, k]
+            out = torch.empty_like(new)
+            torch.add(rows, columns, out=out.unflatten(3, (s, -1)).unflatten(2, (s, -1)))
+            return out.mul_(new), None, None
+
+    return Strips.apply
+
+
 def fold_new_logits(logits: Tensor, n_old_classes: int, how: str = "sum") -> Tensor:
     """Logits [B, C, …] as the old network could have made them: new channels added to background ("sum") or
     left out ("trim")."""
@@ -204,10 +257,8 @@ def local_pod_distillation(
     """
     terms = []
     for a, b, factor in zip(old, new, factors, strict=True):
-        difference = local_pod_embedding(at_least_float32(a).square(), scales) - local_pod_embedding(
-            at_least_float32(b).square(), scales
-        )
-        terms.append(factor * class_factor * torch.linalg.vector_norm(difference, dim=1).mean())
+        distance = local_pod_distance(at_least_float32(a), at_least_float32(b), scales)
+        terms.append(factor * class_factor * distance.mean())
     return torch.stack(terms).mean()
 
 
