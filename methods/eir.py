@@ -307,7 +307,8 @@ class EIR(DKD):
         return replay.WithExemplars(self.data.train, Instances(images, stored))
 
     def batches(self, epoch: int) -> Batches:
-        self.rng = random.Random(mix(self.data.seed, self.step.index, "paste", epoch, self.data.rank))
+        seed = mix(self.data.seed, self.step.index, "paste", epoch, self.data.rank)
+        self.generators["paste"] = random.Random(seed)
         return super().batches(epoch)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -365,7 +366,7 @@ class EIR(DKD):
     def draw_pastes(self, labels: Tensor, pseudo_labels: Tensor, size: int) -> list[Paste]:
         """What is pasted onto each image: an instance of each class that only the old network sees, else of
         random old classes."""
-        pastes = []
+        pastes, rng = [], self.generators["paste"]
         places, _ = background_regions(torch.where(pseudo_labels == IGNORE, 0, pseudo_labels), size)
         for row, (classes, corners) in enumerate(
             zip(potential_classes(labels, pseudo_labels), places.tolist(), strict=True)
@@ -375,7 +376,7 @@ class EIR(DKD):
                 # All on one place, over each other; and the last old class is never drawn: both as in the
                 # released code.
                 wanted += [
-                    (self.rng.randint(1, max(1, len(self.step.old) - 1)), corners[0])
+                    (rng.randint(1, max(1, len(self.step.old) - 1)), corners[0])
                     for _ in range(PLACES - len(classes))
                 ]
             for c, place in wanted:
@@ -384,9 +385,9 @@ class EIR(DKD):
                         Paste(
                             row,
                             c,
-                            self.rng.choice(self.buckets[c]),
-                            self.rng.getrandbits(62),
-                            self.rng.random(),
+                            rng.choice(self.buckets[c]),
+                            rng.getrandbits(62),
+                            rng.random(),
                             place,
                         )
                     )

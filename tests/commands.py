@@ -83,7 +83,7 @@ class Bench:
         """The words of a run that takes seconds."""
         sets = [
             word
-            for item in ("epochs=2", "first_epochs=2", "batch_size=4", "crop=32")
+            for item in ("epochs=2", "first_epochs=2", "batch_size=4", "crop=32", "checkpoint_minutes=0")
             for word in ("--set", item)
         ]
         return ["--protocol", protocol or self.protocol, "--methods", methods, *sets, *more]
@@ -126,7 +126,8 @@ class Bench:
         """Wait until the job of a step has finished an epoch and waits in its second; its key."""
         until(lambda: len(self.store.runs()) > self.runs_before, "the record of the run")
         key = self.keys(method)[step]
-        until((self.store.work(key) / "checkpoint.safetensors").exists, f"a checkpoint of step {step}")
+        second = f"{step} 1 "
+        until(lambda: any(line.startswith(second) for line in self.begun()), f"a second epoch of step {step}")
         submitted = lambda: self.store.state(key).submission and self.store.state(key).state == "running"  # noqa: E731
         until(submitted, "the note of its submission")
         return key

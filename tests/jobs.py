@@ -14,21 +14,37 @@ from bench.store.records import Metrics, read_record
 from bench.store.results import Store
 from bench.train.job import publish
 from bench.train.session import Session, open_job
+from bench.train.trainer import Place
 
 EXACT = ("model.safetensors", "state.safetensors", "metrics.json", "train.jsonl")
 """Files of an artifact that follow from the job alone, byte by byte."""
 
 
 def dies_after(epochs: int, session: Session) -> None:
-    """Let the process of a job die once it has saved so many epochs, counted over all phases."""
-    save, saved = session.trainer.on_epoch, itertools.count(1)
+    """Let the process of a job die once it has saved the end of so many epochs, counted over all phases."""
+    save, ended = session.trainer.on_checkpoint, itertools.count(1)
+    session.trainer.checkpoint_seconds = 0
 
-    def on_epoch(phase: int, done: int) -> None:
-        save(phase, done)
-        if next(saved) == epochs:
+    def on_checkpoint(place: Place) -> None:
+        if not place.batches:
+            save(place)
+            if next(ended) == epochs:
+                raise KeyboardInterrupt
+
+    session.trainer.on_checkpoint = on_checkpoint
+
+
+def dies_within(iterations: int, session: Session) -> None:
+    """Let the process of a job die after so many iterations, the last of them saved."""
+    save, ended = session.trainer.on_checkpoint, itertools.count(1)
+    session.trainer.checkpoint_seconds = 0
+
+    def on_checkpoint(place: Place) -> None:
+        if next(ended) == iterations:
+            save(place)
             raise KeyboardInterrupt
 
-    session.trainer.on_epoch = on_epoch
+    session.trainer.on_checkpoint = on_checkpoint
 
 
 def train(

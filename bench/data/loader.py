@@ -59,6 +59,7 @@ class EpochSampler:
     ) -> None:
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.rank, self.world, self.epoch = rank, world, 0
+        self.done = 0  # batches that the next pass leaves out
         whole = n // batch_size if drop_last else -(-n // batch_size)
         self.n_batches = whole if limit is None else limit
         self.repeat = limit is not None
@@ -67,13 +68,14 @@ class EpochSampler:
         return self.n_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        done, self.done = self.done, 0
         order = list(range(self.n))
         if self.shuffle:
             random.Random(mix(self.seed, "order", self.epoch)).shuffle(order)
         if self.repeat:  # a smoke run fills its few batches however few images there are
             size = self.n_batches * self.batch_size
             order = (order * (size // self.n + 1))[:size]
-        for b in range(self.n_batches):
+        for b in range(done, self.n_batches):
             batch = list(enumerate(order[b * self.batch_size : (b + 1) * self.batch_size]))[
                 self.rank :: self.world
             ]
@@ -82,9 +84,11 @@ class EpochSampler:
 
 
 def _leave_signals_to_the_job(worker: int) -> None:
-    """Stopping or requeueing a job is for its main process to answer; its loaders end with it."""
+    """Stopping or requeueing a job is for its main process to answer; its loaders end with it, or at its
+    word."""
     for number in (signal.SIGINT, getattr(signal, "SIGUSR2", signal.SIGINT)):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Loader:
@@ -126,10 +130,18 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[dict[str, Tensor]]:
+        """A pass without its first `done` batches, which are not read."""
         # One draw a pass from the generator that dropout draws from too, whether or not there are workers and
         # whether or not they were there before: torch would draw only when it starts workers, and a resumed
         # step would end otherwise.
         torch.empty((), dtype=torch.int64).random_()
+        self.sampler.done = done
+        return self._pass()
+
+    def _pass(self) -> Iterator[dict[str, Tensor]]:
         batches = iter(self._loader)
         if not any(batches is one for one in self._passes):
             self._passes.append(batches)

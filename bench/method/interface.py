@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ class Method:
         previous: the state that the previous step left (empty at step 0).
         state: what this method keeps; saved with each checkpoint and handed to the next step.
         modules: its own modules by name.
+        generators: its own random generators by name: where they stand is in every checkpoint. (So is where
+            torch's own stand.)
     """
 
     title: ClassVar[str] = ""
@@ -163,6 +166,7 @@ class Method:
     previous: Mapping[str, Any]
     state: State
     modules: Mapping[str, nn.Module]
+    generators: dict[str, random.Random]
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -171,6 +175,7 @@ class Method:
         self.previous = {}
         self.state = {}
         self.modules = {}
+        self.generators = {}
 
     # ---- the network ---------------------------------------------------------------------------------------
 

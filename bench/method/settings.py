@@ -97,6 +97,9 @@ class Settings(Table):
     selection: Literal["last", "best-on-test"] = "last"
     """Which iterate a step hands on: the last, or the one that scores best on the test images of its
     classes."""
+    checkpoint_minutes: Free[float] = Field(5.0, ge=0)
+    """Minutes of training between two checkpoints; there is one at the end of each phase too, and one when a
+    signal ends the job. 0: after every iteration."""
     threads: int = Field(1, ge=1)
     """CPU threads of a job that trains on a CPU. They decide the order of sums, so the last bits: more cores
     mean more jobs at once, never other numbers."""

@@ -1,8 +1,8 @@
 """A job's process: from its record to its artifact folder.
 
 A job is found by its key in the results folder, does its work, and leaves either a whole artifact or a
-failure that names the cause. Interrupted, it goes on from its last finished epoch and, on the CPU, ends with
-the same bits.
+failure that names the cause. Interrupted, it goes on from its last checkpoint and, on the CPU, ends with the
+same bits.
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@ and benchmarks alike."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from bench import distributed, provenance
 from bench.data.index import class_indexes
@@ -26,6 +29,7 @@ from bench.train.assembly import MODULES, assemble, assemble_finished, fill, fin
 from bench.train.evaluate import evaluate
 from bench.train.journal import Journal
 from bench.train.selection import BestOnTest
+from bench.train.stop import Stop
 from bench.train.tensors import (
     joined_optimiser,
     read_tensors,
@@ -35,7 +39,7 @@ from bench.train.tensors import (
     unscoped,
     write_tensors,
 )
-from bench.train.trainer import Trainer
+from bench.train.trainer import BEGINNING, Place, Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -83,7 +87,8 @@ class Session:
         self.best: BestOnTest | None = None
         self.pretrained = ""
         self.code = installed_code(record)  # now: a file may be edited while the job runs
-        trainer.on_iteration, trainer.on_epoch = self.journal.iteration, self.save
+        trainer.on_iteration, trainer.on_checkpoint = self.journal.iteration, self.save
+        trainer.checkpoint_seconds = 60 * method.config.checkpoint_minutes
         data.prepare = trainer.batch
 
     def __enter__(self) -> Self:
@@ -104,7 +109,17 @@ class Session:
         """Begin the step, or go on from its checkpoint; train every phase; leave what the next step needs."""
         if self.method.selection() == "best-on-test":
             self.best = BestOnTest(self.trainer, self.data, self.method.validations)
-        phase, epochs, optimiser = self.resume_or_begin()
+        with Stop() as self.trainer.stop:
+            self._train_phases(*self.resume_or_begin())
+        if self.best:
+            self.best.restore()
+        self.method.end_step()
+        self.journal.flush()
+
+    def _train_phases(
+        self, place: Place, optimiser: Mapping[str, Any] | None, go_on: Callable[[], None]
+    ) -> None:
+        """All phases, or what `resume_or_begin` says is left of them."""
         self.method.setup()
         phases = self.method.phases()
         for index, current in enumerate(phases):
@@ -117,13 +132,10 @@ class Session:
                 current.length = current.length._replace(epochs=min(current.length.epochs, 1), iterations=few)
             if self.best and index == len(phases) - 1:  # what earlier phases leave is no candidate
                 self.trainer.after_iteration = self.best.after_iteration
-            if index >= phase:
-                resumed = index == phase and epochs > 0
-                self.trainer.run(index, current, epochs if resumed else 0, optimiser if resumed else None)
-        if self.best:
-            self.best.restore()
-        self.method.end_step()
-        self.journal.flush()
+            if index == place.phase:
+                self.trainer.run(index, current, place, optimiser, go_on)
+            elif index > place.phase:
+                self.trainer.run(index, current)
 
     def test(self, split: str = "test") -> Counts:
         """Confusion counts of each test image under the network as it stands."""
@@ -142,21 +154,24 @@ class Session:
         self.method.start_step()
         self.journal.rewind(0)
 
-    def resume_or_begin(self) -> tuple[int, int, dict[str, Any] | None]:
-        """(phase, epochs done in it, optimiser state): from the checkpoint if there is one, else the step
-        begins."""
+    def resume_or_begin(self) -> tuple[Place, dict[str, Any] | None, Callable[[], None]]:
+        """Where training stands, the optimiser's state, and what sets random generators to where they stood:
+        from the checkpoint if there is one, else the step begins."""
         path = self.folder / CHECKPOINT
         try:
             tensors, values = read_tensors(path) if path.exists() else ({}, None)
         except UserError as error:
             print(f"WARNING: {error}; the step begins anew", flush=True)
             values = None
+        if values is not None and "place" not in values:
+            print("the checkpoint was written by an earlier version; the step begins anew", flush=True)
+            values = None
         if values is not None and values["records"] != sorted(wanted_records(self.record)):
             print("the checkpoint was recorded for other methods; the step begins anew", flush=True)
             values = None
         if values is None:
             self.begin()
-            return 0, 0, None
+            return BEGINNING, None, lambda: None
         fill(self.method.network, unscoped("network", tensors), path)
         for name, module in self.method.modules.items():
             fill(module, unscoped(f"{MODULES}.{name}", tensors), path)
@@ -169,17 +184,28 @@ class Session:
         self.journal.rewind(values["log"])
         if "code" in values:
             self.code = Code.model_validate(values["code"])
+        place = Place(*values["place"])
+        within = f" and {place.batches} batches" if place.batches else ""
         print(
-            f"resuming {self.record.key}: phase {values['phase']}, {values['epochs']} epochs done", flush=True
+            f"resuming {self.record.key}: phase {place.phase}, {place.epochs} epochs{within} done", flush=True
         )
+        optimiser = joined_optimiser(values["optimiser"], unscoped("optimiser", tensors))
         return (
-            values["phase"],
-            values["epochs"],
-            joined_optimiser(values["optimiser"], unscoped("optimiser", tensors)),
+            place,
+            optimiser,
+            functools.partial(self._go_on, unscoped("random", tensors), values["generators"]),
         )
 
-    def save(self, phase: int, epochs: int) -> None:
-        """Save all that the rest of the step depends on, after an epoch. Only the first process writes."""
+    def _go_on(self, states: Mapping[str, Tensor], generators: Mapping[str, Any]) -> None:
+        """Set torch's random generators, and the method's own, to where they stood."""
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+        for name, (version, numbers, gauss) in generators.items():
+            self.method.generators[name].setstate((version, tuple(numbers), gauss))
+
+    def save(self, place: Place) -> None:
+        """Save all that the rest of the step depends on. Only the first process writes."""
         if distributed.rank():
             return
         assert self.trainer.optimiser is not None
@@ -194,10 +220,12 @@ class Session:
                 **scoped("state", tensors),
                 **scoped("optimiser", momenta),
                 **scoped("best", self.best.weights if self.best else {}),
+                "random.cpu": torch.get_rng_state(),
+                **({"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}),
             },
             {
-                "phase": phase,
-                "epochs": epochs,
+                "place": place,
+                "generators": {name: one.getstate() for name, one in self.method.generators.items()},
                 "optimiser": optimiser,
                 "scaler": self.trainer.scaler.state_dict(),
                 "state": state,

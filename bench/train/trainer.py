@@ -1,12 +1,14 @@
-"""The optimisation loop: one phase of one step, from its first epoch or from the last one saved."""
+"""The optimisation loop: one phase of one step, from its beginning or from where a checkpoint was written."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,15 +16,28 @@ from torch import Tensor
 
 from bench import distributed
 from bench.data.dataset import IGNORE
+from bench.data.loader import Loader
 from bench.errors import TrainingError
 from bench.method.batch import Batch, normalise
-from bench.method.interface import Method, Phase
+from bench.method.interface import Batches, Method, Phase
 from bench.seeds import mix
+from bench.train.stop import Stop
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 Saved = Mapping[str, Any]
 """The state dict of an optimiser."""
+
+
+class Place(NamedTuple):
+    """Where in a step training is: phase, epochs done in it, batches done of the next epoch."""
+
+    phase: int = 0
+    epochs: int = 0
+    batches: int = 0
+
+
+BEGINNING = Place()
 
 
 @dataclass
@@ -36,8 +51,12 @@ class Trainer:
         precision: "fp32", "bf16", "fp16" or "fp64".
         on_iteration: called with (phase, epoch, iteration, iterations, loss terms, learning rate); terms are
             floats.
-        on_epoch: called after each epoch with (phase index, epochs done); the place to save a checkpoint.
+        on_checkpoint: called with the place when a checkpoint is due: after an iteration if
+            `checkpoint_seconds` have passed since the last one or a signal asks the job to stop, and at the
+            end of a phase.
         after_iteration: called with (iterations done, of how many in this phase).
+        checkpoint_seconds: see there.
+        stop: signals that wait for the checkpoint.
         log_every: iterations between two reads of the losses from the device.
     """
 
@@ -46,13 +65,16 @@ class Trainer:
     device: torch.device
     precision: str = "fp32"
     on_iteration: Callable[[Phase, int, int, int, dict[str, float], float], None] = lambda *_: None
-    on_epoch: Callable[[int, int], None] = lambda *_: None
+    on_checkpoint: Callable[[Place], None] = lambda _: None
     after_iteration: Callable[[int, int], None] = lambda *_: None
+    checkpoint_seconds: float = math.inf
+    stop: Stop = field(default_factory=Stop)
     optimiser: torch.optim.Optimizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.log_every = 1 if self.device.type == "cpu" else 10
+        self._saved = time.monotonic()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,8 +113,9 @@ class Trainer:
         self,
         index: int,
         phase: Phase,
-        start: int = 0,
+        start: Place = BEGINNING,
         optimiser_state: Saved | None = None,
+        go_on: Callable[[], None] = lambda: None,
         total: int | None = None,
     ) -> None:
         """Train one phase.
@@ -100,8 +123,10 @@ class Trainer:
         Args:
             index: of the phase in the step.
             phase: what to train.
-            start: epochs already done.
-            optimiser_state: of the checkpoint, if `start` > 0.
+            start: what is already done of it.
+            optimiser_state: of the checkpoint, if `start` is not the beginning.
+            go_on: called before the first iteration if `start` is within an epoch: sets random generators to
+                where they stood.
             total: iterations the schedule is laid out for, if not those of the phase.
 
         Raises:
@@ -110,47 +135,73 @@ class Trainer:
         self.optimiser = self.new_optimiser(phase)
         if optimiser_state:
             self.optimiser.load_state_dict(dict(optimiser_state))
-        length, epoch, left = phase.length, start, True
-        while left and (length.iterations is not None or epoch < length.epochs):
-            torch.manual_seed(mix(self.seed, self.method.step.index, phase.name, epoch))
-            batches = self.method.batches(epoch)
-            first = epoch * len(batches)
+        length, place, left = phase.length, start._replace(phase=index), True
+        while left and (length.iterations is not None or place.epochs < length.epochs):
+            torch.manual_seed(mix(self.seed, self.method.step.index, phase.name, place.epochs))
+            batches = self.method.batches(place.epochs)
+            first = place.epochs * len(batches)
             of_phase = len(batches) * length.epochs if length.iterations is None else length.iterations
             if first < of_phase or not first:  # else a resumed phase was over
-                self.epoch(phase, epoch, batches, total or of_phase, first, of_phase - first)
-                epoch += 1
-                self.on_epoch(index, epoch)
-            left = epoch * len(batches) < of_phase
+                self.epoch(phase, place, batches, total or of_phase, of_phase - first, go_on)
+                place = Place(index, place.epochs + 1)
+            left = place.epochs * len(batches) < of_phase
+            if not left or self._due():
+                self._checkpoint(place)
         phase.on_end()
         self.optimiser = None
 
     def epoch(
         self,
         phase: Phase,
-        epoch: int,
-        batches: Iterable[dict[str, Any]],
+        place: Place,
+        batches: Batches,
         total: int,
-        first: int,
         count: int | None = None,
+        go_on: Callable[[], None] = lambda: None,
     ) -> None:
-        """One pass over `batches` (or the first `count` of them), whose first iteration is number `first` of
-        `total`."""
+        """One pass over `batches`, from `place` on.
+
+        Args:
+            phase: what is trained.
+            place: where training is.
+            batches: of the epoch.
+            total: iterations the schedule is laid out for.
+            count: batches that the phase still takes, of this epoch and later ones; None: all.
+            go_on: see `run`.
+        """
         self.method.train_mode()
-        iteration, waiting = first, []
-        for raw in batches:
-            terms, rate = self.iteration(phase, raw, iteration, total)
-            waiting.append((iteration, terms, rate, raw["labels"]))
-            iteration += 1
-            self.after_iteration(iteration, total)
-            if len(waiting) == self.log_every:
-                self._report(phase, epoch, total, waiting)
-                waiting = []
-            if count is not None and iteration - first == count:
-                break
-        self._report(phase, epoch, total, waiting)
+        first, size = place.epochs * len(batches), min(len(batches), count or len(batches))
+        iteration, waiting = first + place.batches, []
+        rest = after(batches, place.batches)
+        if place.batches:
+            go_on()
+        self.stop.iterating = True
+        try:
+            for raw in itertools.islice(rest, size - place.batches):
+                terms, rate = self.iteration(phase, raw, iteration, total)
+                waiting.append((iteration, terms, rate, raw["labels"]))
+                iteration += 1
+                self.after_iteration(iteration, total)
+                due = iteration - first < size and self._due()
+                if due or len(waiting) == self.log_every:
+                    self._report(phase, place.epochs, total, waiting)
+                    waiting = []
+                if due:
+                    self._checkpoint(place._replace(batches=iteration - first))
+        finally:
+            self.stop.iterating = False
+        self._report(phase, place.epochs, total, waiting)
         if iteration == first:
             what = "an epoch without a batch: fewer images than the batch size"
             raise TrainingError(f"step {self.method.step.index}: {what}")
+
+    def _due(self) -> bool:
+        return self.stop.asked is not None or time.monotonic() - self._saved >= self.checkpoint_seconds
+
+    def _checkpoint(self, place: Place) -> None:
+        self.on_checkpoint(place)
+        self._saved = time.monotonic()
+        self.stop.act()
 
     def iteration(
         self, phase: Phase, raw: dict[str, Any], iteration: int, total: int
@@ -221,3 +272,13 @@ class Trainer:
                     about = f"terms {floats}, learning rate {rate:.3g}, {self.precision}{cause}"
                     raise TrainingError(f"{where}: loss term {name!r} is {value} ({about})")
             self.on_iteration(phase, epoch, iteration, total, floats, rate)
+
+
+def after(batches: Batches, done: int) -> Iterator[dict[str, Any]]:
+    """An epoch's batches but for the first `done`; what the pass draws when it begins is drawn."""
+    if isinstance(batches, Loader):
+        return batches.after(done)  # the files of the others are not read
+    rest = iter(batches)
+    for _ in range(done):
+        next(rest)
+    return rest

@@ -144,7 +144,7 @@ def pasting() -> Any:
     built: Any = spec.build(spec.config(crop=96))
     built.step = load("shapes-6-2").step(1)
     built.buckets = {c: [2 * c, 2 * c + 1] for c in (1, 2, 4, 5, 6)}
-    built.rng = random.Random(0)
+    built.generators["paste"] = random.Random(0)
     return built
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import dies_after, files, interrupted, train, train_all
+from jobs import dies_after, dies_within, files, interrupted, train, train_all
 
 from bench.plan.make import make_plan
 from bench.store.results import Store
@@ -35,6 +35,25 @@ def test_an_interrupted_step_ends_with_the_same_bits(
     last = list(plan.jobs)[-1]
     assert not broken.done(last)
     do(broken.record(last), broken)
+    assert files(whole, plan) == files(broken, plan)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "nest+plop"])
+def test_a_step_interrupted_within_an_epoch_ends_with_the_same_bits(
+    toy: Toy, in_tmp: Path, quick: list[str], method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dropout, replay and pastes go on drawing where they stood; the journal has each iteration once."""
+    protocol = str(toy(images=24, then=2))
+    epochs = ["first_epochs=2"] if method == "joint" else ["first_epochs=1", "epochs=2"]
+    plan = make_plan([protocol], [method], overrides=[*quick, *epochs])
+    whole, broken = Store(in_tmp / "whole"), Store(in_tmp / "broken")
+    train_all(plan, whole)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_all(plan, broken, lambda session: dies_within(2, session))
+    last = list(plan.jobs)[-1]
+    do(broken.record(last), broken)
+    assert " and 2 batches done" in capsys.readouterr().out
     assert files(whole, plan) == files(broken, plan)
 
 

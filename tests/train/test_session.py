@@ -22,6 +22,7 @@ from bench.store.results import Store
 from bench.testing.plugins import Offers
 from bench.train.session import Session, open_job
 from bench.train.tensors import read_tensors
+from bench.train.trainer import Place
 
 Toy = Callable[..., Path]
 
@@ -342,13 +343,15 @@ def test_validations_leave_no_process(toy: Toy, monkeypatch: pytest.MonkeyPatch)
     def watch(session: Session) -> None:
         assert session.data.workers == 2
         session.method.validations = 5  # type: ignore[misc]
-        save = session.trainer.on_epoch
+        save = session.trainer.on_checkpoint
+        session.trainer.checkpoint_seconds = 0
 
-        def on_epoch(phase: int, epochs: int) -> None:
-            save(phase, epochs)
-            during.append(children())
+        def on_checkpoint(place: Place) -> None:
+            if not place.batches:
+                save(place)
+                during.append(children())
 
-        session.trainer.on_epoch = on_epoch
+        session.trainer.on_checkpoint = on_checkpoint
 
     session = train(plan, store, key, watch=watch)
     assert session.best is not None
