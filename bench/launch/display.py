@@ -231,7 +231,7 @@ class Display:
         if outcome.blocked:
             self.say(f"{len(outcome.blocked)} jobs were not run because a step before them failed")
         if outcome.failed:
-            how = "retry from the last finished epoch, or with --keep-failed to leave them"
+            how = "retry from the last checkpoint, or with --keep-failed to leave them"
             self.say(f"run the same command again to {how}")
         if outcome.stopped:
             left = f"; {len(outcome.left)} jobs that another run submitted go on" if outcome.left else ""

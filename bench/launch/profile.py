@@ -29,7 +29,7 @@ class Profile(Table):
     qos: str = ""
     """Quality of service; "" for the default."""
     time_min: int = Field(1440, ge=1)
-    """Minutes; a step that needs more is put back into the queue and resumes from its last epoch."""
+    """Minutes; a step that needs more is put back into the queue and resumes from its last checkpoint."""
     gpus: int = Field(1, ge=0)
     """GPUs of a step, with one process each; batch_size is shared among them. 0: one process on the CPU."""
     cpus: int = Field(8, ge=1)
