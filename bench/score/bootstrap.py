@@ -7,6 +7,7 @@ products.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,12 +38,18 @@ def interval(
     """
     if not counts or any(other.images != counts[0].images for other in counts):
         return None
-    n = len(counts[0].images)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    weights = _drawn(len(counts[0].images))
     means = np.mean(
         [draws(c, how, dataset, step, weights) for c, step in zip(counts, steps, strict=True)], axis=0
     )
     return percentile_interval(100 * means)
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn(n: int) -> np.ndarray:
+    """How often each of n images is drawn, float64 [DRAWS, n]: the same for every row, so that rows are
+    compared on the same draws."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
 
 
 def percentile_interval(values: np.ndarray, coverage: float = COVERAGE) -> tuple[float, float]:
@@ -57,7 +64,7 @@ def draws(counts: Counts, how: Convention, dataset: Dataset, step: Step, weights
     Args:
         counts: of each test image.
         how, dataset, step: decide which pixels count as which class.
-        weights: int [B, N].
+        weights: int or float64 [B, N].
     """
     hit, true, predicted = _per_image(counts, how, dataset, step)
     hits, trues, predictions = (weights @ part for part in (hit, true, predicted))
@@ -85,8 +92,12 @@ def _per_image(
     scored = (label < counts.n_classes) & (labels.tests_all | counts.shows_seen[image])
     image, label, column, values = image[scored], label[scored], column[scored], counts.values[scored]
     hit, true, predicted = (np.zeros((len(counts.images), counts.n_classes)) for _ in range(3))
-    np.add.at(true, (image, label), values)
-    np.add.at(predicted, (image, column), values)
     right = label == column
-    np.add.at(hit, (image[right], label[right]), values[right])
+    size = hit.size
+    for part, cell, weight in (
+        (true, image * counts.n_classes + label, values),
+        (predicted, image * counts.n_classes + column, values),
+        (hit, image[right] * counts.n_classes + label[right], values[right]),
+    ):
+        part[:] = np.bincount(cell, weight, size).reshape(part.shape)
     return hit, true, predicted
