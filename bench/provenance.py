@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -27,7 +26,6 @@ ENGINE_PARTS = (
     "data", "models", "protocol", "score", "method", "train", "seeds.py", "distributed.py", "lazy.py"
 )  # fmt: skip
 """What of bench/ decides a job's numbers. Plans, stores, launchers, reports and commands do not."""
-NOT_DECISIVE = ("method/skeleton.py",)
 GIT_SECONDS = 20.0
 
 # ---- digests -----------------------------------------------------------------------------------------------
@@ -98,34 +96,33 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int, tuple[str, ...]]]:
 # ---- where packages lie ------------------------------------------------------------------------------------
 
 
-def _homes(top: str) -> list[Path]:
+@functools.cache
+def _homes(top: str) -> tuple[Path, ...]:
     """Where a top-level package lies, its folders, or the file of a module; nothing is imported."""
     if top in (METHODS, ENGINE):
-        return [shipped.PACKAGE.parent / METHODS if top == METHODS else shipped.PACKAGE]
+        return (shipped.PACKAGE.parent / top,)
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
-        return []
+        spec = None
     if spec is None:
-        return []
+        return ()
     if spec.submodule_search_locations is not None:
-        return [Path(place) for place in spec.submodule_search_locations]
-    return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
+        return tuple(Path(place) for place in spec.submodule_search_locations)
+    return (Path(spec.origin),) if spec.origin and spec.origin.endswith(".py") else ()
 
 
-def _locate(module: str) -> tuple[str, Path] | None:
-    """A module's name as a file, and the file."""
-    top, *rest = module.split(".")
-    for home in _homes(top):
-        if home.suffix == ".py":
-            if not rest:
-                return f"{top}.py", home
-            continue
-        for tail in ((*rest[:-1], f"{rest[-1]}.py") if rest else (), (*rest, "__init__.py")):
-            path = home.joinpath(*tail)
-            if tail and path.is_file():
-                return "/".join((top, *tail)), path
-    return None
+def _path(file: str) -> Path | None:
+    """Where a file is; None if it is not there."""
+    top, *rest = file.split("/")
+    paths = (home.joinpath(*rest) for home in _homes(top if rest else top.removesuffix(".py")))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _file(module: str) -> str | None:
+    """A module's name as a file's; None if there is no such file."""
+    stem = module.replace(".", "/")
+    return next((file for file in (f"{stem}.py", f"{stem}/__init__.py") if _path(file)), None)
 
 
 def installed(file: str) -> str | None:
@@ -134,13 +131,10 @@ def installed(file: str) -> str | None:
     Returns:
         None if its whole package is gone, and with it what could be compared; "" if the file alone is.
     """
-    top, *rest = file.split("/")
-    homes = _homes(top if rest else top.removesuffix(".py"))
-    for home in homes:
-        path = home.joinpath(*rest)
-        if path.is_file():
-            return digest(path)
-    return "" if homes else None
+    path = _path(file)
+    if path is not None:
+        return digest(path)
+    return "" if _homes(file.partition("/")[0].removesuffix(".py")) else None
 
 
 # ---- what a job runs ---------------------------------------------------------------------------------------
@@ -149,84 +143,60 @@ def installed(file: str) -> str | None:
 def files(module: str) -> dict[str, str]:
     """Digests of a module's file (of its whole folder, if it is one) and of all that it imports.
 
-    Imports are followed within methods/ and within the module's own package, also to single modules beside
-    it; neither to bench, which `engine` tells, nor to other packages, whose versions are recorded.
+    Imports are followed within methods/ and within the module's own package, or to what stands beside it in
+    a folder of one's own; not to bench, which `engine` tells, nor to other installed packages.
     """
-    start = _locate(module)
+    start = _file(module)
     if start is None:
         return {}
-    ahead = [(module, *start)]
-    if start[1].name == "__init__.py":
-        folder = start[1].parent
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            name = ".".join((module, *(parts[:-1] if parts[-1] == "__init__" else parts)))
-            ahead.append((name, "/".join((*module.split("."), *path.relative_to(folder).parts)), path))
+    ahead = [start]
+    if start.endswith("/__init__.py"):
+        folder, path = start.removesuffix("__init__.py"), _path(start)
+        assert path is not None
+        ahead += [folder + other.relative_to(path.parent).as_posix() for other in path.parent.rglob("*.py")]
     found: dict[str, str] = {}
     while ahead:
-        name, file, path = ahead.pop()
-        if file in found:
-            continue
-        found[file] = digest(path)
-        for other in _imported(name, path):
-            at = _locate(other)
-            if at is not None and at[0] not in found:
-                ahead.append((other, *at))
+        file = ahead.pop()
+        path = None if file in found else _path(file)
+        if path is not None:
+            found[file] = digest(path)
+            mine = (name for name in _imported(file, path) if _follows(module, name))
+            ahead += [other for other in map(_file, mine) if other]
     return dict(sorted(found.items()))
 
 
-def _imported(module: str, path: Path) -> Iterator[str]:
-    """Modules, of those that count, that a module imports; the packages that they are in come with them."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+def _imported(file: str, path: Path) -> Iterator[str]:
+    """Modules that a file imports, and packages that they are in; names of functions may be among them."""
+    package = file.split("/")[:-1]
     about = path.stat()
     for base, level, names in _read(str(path), about.st_mtime_ns, about.st_size)[1]:
-        if level:
-            parts = package.split(".")
-            base = ".".join([*parts[: len(parts) - level + 1], *([base] if base else [])])
-        for other in (base, *(f"{base}.{name}" for name in names)):
-            parts = other.split(".")
-            if _counts(parts[0], module.partition(".")[0]):
-                # the shipped methods' own __init__ holds nothing, whoever imports one of them
-                yield from (
-                    name for n in range(1, len(parts) + 1) if (name := ".".join(parts[:n])) != METHODS
-                )
+        parts = [*package[: len(package) - level + 1], *base.split(".")] if level else base.split(".")
+        whole = [part for part in parts if part]
+        yield from (".".join(whole[: n + 1]) for n in range(len(whole)))
+        yield from (".".join((*whole, name)) for name in names)
 
 
-def _counts(top: str, own: str) -> bool:
-    """Whether imports of a package are followed from another."""
-    if top in (METHODS, own):
-        return top != ""
+def _follows(module: str, other: str) -> bool:
+    """Whether the code of another module counts as a module's own."""
+    own, top = module.partition(".")[0], other.partition(".")[0]
+    if top in (own, METHODS):
+        return True
     if top == ENGINE or own == METHODS:
         return False
-    here, there = _homes(own), _homes(top)
-    if not here or not there or here[0].parent != there[0].parent:
-        return False
-    if here[0].parent.name not in ("site-packages", "dist-packages"):
-        return True
-    bringing = _distributions()
-    return bool(set(bringing.get(own, ())) & set(bringing.get(top, ())))
+    beside = {home.parent for home in _homes(own)} & {home.parent for home in _homes(top)}
+    return any(folder.name not in ("site-packages", "dist-packages") for folder in beside)
 
 
 @functools.cache
-def _distributions() -> dict[str, list[str]]:
-    """Names of the distributions that bring each top-level package."""
-    return {top: list(names) for top, names in importlib.metadata.packages_distributions().items()}
-
-
 def engine() -> dict[str, str]:
-    """Digests of the parts of bench/ that decide a job's numbers: "train", "seeds.py"."""
+    """Digests of the parts of bench/ that decide a job's numbers: "bench/train", "bench/seeds.py"."""
     found: dict[str, str] = {}
     for part in ENGINE_PARTS:
         at = shipped.PACKAGE / part
-        if at.is_file():
-            found[part] = digest(at)
-        elif at.is_dir():
-            whole = hashlib.blake2b(digest_size=8)
-            for path in sorted(at.rglob("*.py")):
-                name = path.relative_to(shipped.PACKAGE).as_posix()
-                if name not in NOT_DECISIVE:
-                    whole.update(f"{name} {digest(path)}\n".encode())
-            found[part] = whole.hexdigest()
+        whole = hashlib.blake2b(digest_size=8)
+        for path in [at] if at.is_file() else sorted(at.rglob("*.py")):
+            whole.update(f"{path.relative_to(shipped.PACKAGE).as_posix()} {digest(path)}\n".encode())
+        found[f"{ENGINE}/{part}"] = whole.hexdigest()
     return found
 
 

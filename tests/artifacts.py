@@ -45,6 +45,8 @@ WORSE: Pixels = {(0, 0): 60, (1, 0): 40, (2, 2): 10, (2, 0): 10}
 PERFECT: Pixels = {(0, 0): 60, (1, 1): 40, (2, 2): 20}
 GOOD, BAD = {0: FIRST, 1: LAST}, {0: FIRST, 1: WORSE}
 """What a chain shows after each step."""
+RAN = Environment(finished="2026-01-01T00:00:00+0000", commit="abc1234", machine="x86_64")
+"""On what the jobs ran, unless a test says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class World:
         fingerprint: str = "f" * 16,
         track: str = "small",
         smoke: bool = False,
+        ran: Environment = RAN,
     ) -> Plan:
         """Plan a run as `bench run` does, write the artifacts of its first `steps` steps, and link them."""
         protocol = protocol or TINY
@@ -81,11 +84,11 @@ class World:
         for chain in plan.chains:
             for t, key in enumerate(chain.keys[:steps]):
                 shown = pixels[t if len(chain.keys) > 1 else len(protocol.groups) - 1]
-                self.publish(plan.record(key), shown, memory if t else 0)
+                self.publish(plan.record(key), shown, memory if t else 0, ran)
         link(plan, self.store)
         return plan
 
-    def publish(self, record: JobRecord, pixels: Pixels, memory: int = 0) -> None:
+    def publish(self, record: JobRecord, pixels: Pixels, memory: int = 0, ran: Environment = RAN) -> None:
         """The artifact of a job: two test images that share the pixels."""
         dataset, step = record.protocol.dataset, record.protocol.step(record.step)
         rows = (*step.seen, *(c for c in range(1, len(dataset.classes)) if c not in step.seen))
@@ -109,7 +112,6 @@ class World:
             scores={name: scored(CONVENTIONS.find(name)) for name in CONVENTIONS.known()},
             memory=[f"i{i}" for i in range(memory)],
         )
-        ran = Environment(finished="2026-01-01T00:00:00+0000", commit="abc1234", machine="x86_64")
 
         def write(folder: Path) -> None:
             write_counts(folder / "confusion.npz", counts)

@@ -33,12 +33,15 @@ class Listed(NamedTuple):
 def add(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("what", choices=list(KINDS), metavar="|".join(KINDS), help="what is listed")
+    options.add_results_option(parser)
     options.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the names of a kind; what cannot be loaded is a warning."""
     found = KINDS[args.what]()
+    if args.what == "methods":
+        _add_changes(found.rows, args.results)
     print(json.dumps(found.rows, indent=1) if args.json else table(found.rows))
     for warning in found.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
@@ -112,6 +115,25 @@ def _methods() -> Listed:
             }
         )
     return Listed(rows, warnings)
+
+
+def _add_changes(rows: Sequence[Row], results: str | None) -> None:
+    """Say of each method how many of its finished jobs ran other code than is installed."""
+    from bench.store.changes import changes, listed
+    from bench.store.records import JobRecord, read_record
+    from bench.store.results import Store
+
+    store = Store(results)
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for key, changed in changes(store, store.keys()).items():
+        job = read_record(store.artifact(key) / JobRecord.file, JobRecord) if changed.files else None
+        for part in job.method.split("+") if job else ():
+            found.setdefault(part.partition("@")[0], []).append(changed.files)
+    for row in rows:
+        jobs = found.get(str(row["name"]).partition("+")[0])
+        if jobs:
+            files = listed(sorted({file for one in jobs for file in one}))
+            row["changed"] = f"{files} since {len(jobs)} of its jobs ran"
 
 
 def _datasets() -> Listed:

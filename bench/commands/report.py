@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from bench.commands import options
 
@@ -26,9 +27,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Render, and print the paths."""
     from bench import api
+    from bench.report.collect import answers
+    from bench.store.changes import change_lines, changes
+    from bench.store.results import Store
 
     protocols = options.names(args.protocol) if args.protocol else None
     written = api.report(args.results, args.out, args.convention, protocols, args.smoke)
     for path in written.values():
         print(path)
+    store = Store(args.results, args.smoke)
+    told = [
+        link.folder.resolve().name
+        for link in store.links()
+        if protocols is None or any(answers(link.protocol, wanted) for wanted in protocols)
+    ]
+    for line in change_lines(changes(store, dict.fromkeys(told)).values()):
+        print(line, file=sys.stderr)
     return 0

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from bench.launch.status import JobStatus, counted, is_driven, status_data
 from bench.plan.plan import Plan
+from bench.store.changes import change_lines, changes, listed
 from bench.store.records import Progress
 from bench.store.results import STATES, Store
 
@@ -67,6 +68,7 @@ def status_text(rows: Sequence[JobStatus], driven: bool = True) -> str:
         table.append([row.places[0] + more, row.key, row.state, said[:LONGEST]])
     lines = [tabulate(table, headers=["result", "job", "state", ""], tablefmt="plain", disable_numparse=True)]
     lines.append(", ".join(f"{n} {state}" for state, n in counted(rows, STATES).items()))
+    lines += change_lines(row.change for row in rows)
     if not driven and any(row.state in ("failed", "interrupted", "waiting") for row in rows):
         lines.append("no bench run is at it now: run the same command again to go on")
     return "\n".join(lines)
@@ -82,6 +84,8 @@ def _words(row: JobStatus) -> list[str]:
         words.append(row.failure.error)
     elif row.state == "running" or row.progress:
         words.append(progress_text(row.progress))
+    if row.change.files:
+        words.append(f"{listed(row.change.files)} changed since")
     return words
 
 
@@ -226,6 +230,9 @@ class Display:
             self.say(f"nothing to do: all {len(outcome.already)} jobs are done already ({again})")
         elif outcome.already:
             self.say(f"{len(outcome.already)} of {len(self.plan.jobs)} jobs were done already")
+        if self.shown:
+            for line in change_lines(changes(self.store, outcome.already).values()):
+                self.say(line)
         for key in outcome.failed:
             self._say_failure(driver, key)
         if outcome.blocked:

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from bench.launch.queue import ENDED, Queued, QueueError, queue
 from bench.launch.siblings import under_way
+from bench.store.changes import NOTHING_CHANGED, Change, changes
 from bench.store.records import Failure, Progress
 from bench.store.results import JobState, Store
 
@@ -23,6 +24,7 @@ class JobStatus:
         state: a word of bench.store.results.STATES.
         progress, failure: what its process last said, and what stopped it.
         leader: key of the sibling whose training it shares, while that is under way, or None.
+        change: what has changed since it ran, if it is done.
         slurm, slurm_state, slurm_reason: id of its SLURM job, what the queue says, and why it waits, or None.
     """
 
@@ -32,6 +34,7 @@ class JobStatus:
     progress: Progress | None = None
     failure: Failure | None = None
     leader: str | None = None
+    change: Change = NOTHING_CHANGED
     slurm: str | None = None
     slurm_state: str | None = None
     slurm_reason: str | None = None
@@ -42,6 +45,9 @@ class JobStatus:
         for name in ("progress", "failure"):
             record: Progress | Failure | None = getattr(self, name)
             values[name] = record.model_dump(mode="json") if record else None
+        for name, changed in (("changed", self.change.files), ("engine_changed", self.change.engine)):
+            if changed:
+                values[name] = list(changed)
         for name in ("leader", "slurm", "slurm_state", "slurm_reason"):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
@@ -65,9 +71,13 @@ def status_data(store: Store, every_run: bool = False) -> list[JobStatus]:
         del leaders[key]
         states[key] = store.state(key)
     queued = _queue(states.values())
+    changed = changes(store, (key for key, now in states.items() if now.state == "done"))
     rows = []
     for key, now in states.items():
-        row = JobStatus(key, tuple(places[key]), now.state, now.progress, now.failure, leaders.get(key))
+        row = JobStatus(
+            key, tuple(places[key]), now.state, now.progress, now.failure, leaders.get(key),
+            changed.get(key, NOTHING_CHANGED),
+        )  # fmt: skip
         rows.append(_in_queue(row, now, queued))
     return rows
 

@@ -24,14 +24,25 @@ from bench.protocol.protocol import Protocol
 from bench.score.conventions import CONVENTIONS, Convention
 from bench.score.counts import read_counts
 from bench.score.iou import old_new_all, score
-from bench.store.records import ChainRecord, DataRecord, Inputs, JobRecord, Metrics, Record, read_record
+from bench.store.changes import Change, change
+from bench.store.records import (
+    ChainRecord,
+    DataRecord,
+    Environment,
+    Inputs,
+    JobRecord,
+    Metrics,
+    Record,
+    read_record,
+)
 from bench.store.results import Link, Store
 
 R = TypeVar("R", bound=Record)
 QUANTITIES = ("old", "new", "all", "avg")
 COLUMNS = (
-    "protocol", "data_set", "setting", "data", "track", "network", "method", "title", "memory", "seed",
-    "step", "steps", "convention", "quantity", "channel", "class", "value", "key",
+    "protocol", "data_set", "setting", "data", "track", "network", "method", "title", "memory", "device",
+    "torch", "driver", "changed", "seed", "step", "steps", "convention", "quantity", "channel", "class",
+    "value", "key",
 )  # fmt: skip
 """Of the tidy table and report.csv. `value` is in percent; `key` names the jobs behind it."""
 LEADING_TRACKS = ("published", "controlled")
@@ -46,6 +57,7 @@ class Result:
         seed, step: of its chain.
         folder: its artifact.
         job, metrics: the artifact's records of that name.
+        ran: on what it ran, and with which code; nothing is known if that record is gone.
     """
 
     seed: int
@@ -53,6 +65,12 @@ class Result:
     folder: Path
     job: JobRecord
     metrics: Metrics
+    ran: Environment
+
+    @cached_property
+    def change(self) -> Change:
+        """What has changed since it ran."""
+        return change(self.ran)
 
     @property
     def key(self) -> str:
@@ -119,6 +137,30 @@ class Chain:
     def memory(self) -> int:
         """Exemplars kept, at most."""
         return max((result.memory for result in self.results), default=0)
+
+    @cached_property
+    def behind(self) -> list[Result]:
+        """The steps behind the row's numbers: of the seeds that reached the last one, if any did."""
+        return [result for final in self.finals for result in self.by_seed[final.seed]] or list(self.results)
+
+    @property
+    def device(self) -> str:
+        """What it was measured on: "cpu", "cuda", "cpu / cuda"; "" if that is not known."""
+        return _listed(result.ran.device_kind for result in self.behind)
+
+    @property
+    def torch(self) -> str:
+        """Version of torch, or versions; "" if it is not known."""
+        return _listed(result.ran.torch for result in self.behind)
+
+    @property
+    def driver(self) -> str:
+        """Version of the GPU's driver, or versions; "" without one."""
+        return _listed(result.ran.driver or "" for result in self.behind)
+
+
+def _listed(values: Iterable[str]) -> str:
+    return " / ".join(sorted({value for value in values if value}))
 
 
 @dataclass(frozen=True)
@@ -256,7 +298,8 @@ def _section(store: Store, name: str, track: str, about: ChainRecord, chain: Cha
 
 def _result(link: Link) -> Result:
     """What a link points to."""
-    return Result(link.seed, link.step, link.folder, _record(link, JobRecord), _record(link, Metrics))
+    ran = read_record(link.folder.resolve() / Environment.file, Environment) or Environment()
+    return Result(link.seed, link.step, link.folder, _record(link, JobRecord), _record(link, Metrics), ran)
 
 
 def _record(link: Link, kind: type[R]) -> R:
@@ -345,7 +388,9 @@ def numbers(sections: Iterable[Section]) -> pd.DataFrame:
                     everywhere = []
                     for result in results:
                         who = (result.network, chain.label, chain.title, result.memory)
-                        where = (*about, *who, seed, result.step, chain.steps, name)
+                        ran = result.ran
+                        on = (ran.device_kind, ran.torch, ran.driver or "", " ".join(result.change.files))
+                        where = (*about, *who, *on, seed, result.step, chain.steps, name)
                         iou = _iou(result, name, known[name])
                         means = old_new_all(iou, section.n_first, known[name])
                         everywhere.append(means["all"])

@@ -4,43 +4,77 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import pandas as pd
 from pydantic import JsonValue
 
 from bench.report.collect import Chain, Result
+from bench.store.changes import files_line
 
 SMOKE = "smoke run: two iterations a step, the numbers mean nothing"
 APART = ("seed", "parent")
 """Inputs in which the jobs of several seeds differ by nature."""
 
 
-def conditions(chain: Chain) -> tuple[str, int]:
-    """What two rows must share to share a rank: the network, and the number of exemplars kept."""
-    return chain.network, chain.memory
+class Conditions(NamedTuple):
+    """What two rows must share to share a rank: the network, the number of exemplars kept, the kind of device
+    and the version of torch."""
+
+    network: str = ""
+    memory: int = 0
+    device: str = ""
+    torch: str = ""
+
+    @property
+    def on(self) -> str:
+        """Device and torch in words: "a GPU, torch 2.6.0"."""
+        devices = " and ".join(DEVICES.get(word, word) for word in self.device.split(" / "))
+        return f"{devices}, torch {self.torch or 'of unknown version'}"
 
 
-def usual_conditions(chains: Iterable[Chain]) -> tuple[str, int]:
+DEVICES = {"": "an unknown device", "cpu": "a CPU", "cuda": "a GPU"}
+
+
+def conditions(chain: Chain) -> Conditions:
+    """Those of a row."""
+    return Conditions(chain.network, chain.memory, chain.device, chain.torch)
+
+
+def usual_conditions(chains: Iterable[Chain]) -> Conditions:
     """The conditions that most rows have; of equals the smaller memory, then the earlier row."""
     count = Counter(conditions(chain) for chain in chains if not chain.at_once and chain.finals)
-    return min(count, key=lambda c: (-count[c], c[1]), default=("", 0))
+    return min(count, key=lambda c: (-count[c], c.memory), default=Conditions())
 
 
-def footnotes(chain: Chain, usual: tuple[str, int], means: pd.DataFrame) -> list[str]:
+def usual_driver(chains: Iterable[Chain]) -> str:
+    """The GPU driver that most rows have; of equals the earlier row's."""
+    count = Counter(chain.driver for chain in chains if chain.driver)
+    return max(count, key=lambda driver: count[driver], default="")
+
+
+def footnotes(chain: Chain, usual: Conditions, means: pd.DataFrame, driver: str = "") -> list[str]:
     """Footnotes of a row: the method's own, what keeps it out of the ranking, and what is not finished.
 
     Args:
         chain: the row.
         usual: conditions of most rows.
         means: mIoU all after each step of each seed.
+        driver: of most rows' GPUs.
     """
     notes = list(chain.footnotes)
-    network, memory = usual
+    network, memory, *on = usual
     verdict = "" if chain.at_once else ": not ranked with them"
     if network and chain.network != network:
         notes.append(f"network {chain.network}, most rows have {network}{verdict}")
     if network and chain.memory != memory and not chain.at_once:
         notes.append(f"keeps {chain.memory or 'no'} exemplars, most rows {memory or 'none'}{verdict}")
+    if network and chain.behind and [chain.device, chain.torch] != on:
+        notes.append(f"measured on {conditions(chain).on}; most rows on {usual.on}{verdict}")
+    elif chain.driver and chain.driver != driver:
+        notes.append(f"GPU driver {chain.driver}, most rows {driver}")
+    if changed := files_line([result.change.files for result in chain.results], "its"):
+        notes.append(changed)
     if any(result.inputs.smoke for result in chain.results):
         notes.append(SMOKE)
     if differing := _differing(chain):

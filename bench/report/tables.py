@@ -6,7 +6,8 @@ Rules of a table:
   with what it has so far.
 * The best number of a column and the second are marked, as printed. Methods that learn all classes at once
   (Joint) take no part: they are the upper bound and stand apart. Neither do rows under other conditions
-  (network, exemplar memory) than most rows have; a footnote says so.
+  (network, exemplar memory, kind of device, version of torch) than most rows have; a footnote says so. Rows
+  measured on another device or torch come after the others.
 * Identical footnotes share a number.
 """
 
@@ -22,11 +23,11 @@ from statistics import mean, stdev
 import pandas as pd
 
 from bench.report.collect import QUANTITIES, Chain, Result, Section
-from bench.report.notes import conditions, footnotes, usual_conditions
+from bench.report.notes import conditions, footnotes, usual_conditions, usual_driver
 from bench.score.bootstrap import COVERAGE, interval
 from bench.score.conventions import convention
 from bench.score.counts import read_counts
-from bench.store.records import Environment, read_record
+from bench.store.changes import engine_line, listed
 
 NONE = "-"
 """What a cell without a number says."""
@@ -140,10 +141,10 @@ def summary(section: Section, measured: pd.DataFrame, how: str, intervals: bool 
     last = measured[measured["step"] == measured["steps"] - 1]
     means = measured[measured["quantity"] == "all"]
     first = first_channel(section, last, how)
-    usual = usual_conditions(section.chains)
+    usual, driver = usual_conditions(section.chains), usual_driver(section.chains)
     memory = any(chain.memory for chain in section.chains)
     found = by(last[last["quantity"] != "iou"], "quantity")
-    chains = sorted(section.chains, key=lambda c: c.at_once)
+    chains = sorted(section.chains, key=lambda c: (c.at_once, conditions(c).on != usual.on, conditions(c).on))
     rows = []
     for chain in chains:
         n = len(chain.finals)
@@ -154,7 +155,9 @@ def summary(section: Section, measured: pd.DataFrame, how: str, intervals: bool 
                 for q, c in zip(QUANTITIES, cells, strict=True)
             ]
         cells += [Cell(str(n))] + [Cell(str(chain.memory or NONE))] * memory
-        rows.append(Row(chain.title, tuple(cells), tuple(footnotes(chain, usual, means)), chain.at_once))
+        rows.append(
+            Row(chain.title, tuple(cells), tuple(footnotes(chain, usual, means, driver)), chain.at_once)
+        )
     takes_part = [not chain.at_once and conditions(chain) == usual for chain in chains]
     columns = (
         "method",
@@ -244,6 +247,9 @@ def _says(section: Section, how: str, first: int) -> list[str]:
         lines.append(
             "the last row learns all classes at once: it is the upper bound and takes no part in the ranking"
         )
+    ran = {result.key: result.change.engine for chain in section.chains for result in chain.results}
+    if engine := engine_line(ran.values()):
+        lines.append(engine)
     return lines
 
 
@@ -346,6 +352,13 @@ def jobs(section: Section) -> Table:
 
 def _circumstances(result: Result) -> list[Cell]:
     """Cells: network, when it ended, with which code, and on what it ran."""
-    ran = read_record(result.folder / Environment.file, Environment) or Environment()
-    code = ran.commit or ran.packages.get("ciss-bench")
-    return [Cell(str(text or NONE)) for text in (result.network, ran.finished, code, ran.gpu or ran.machine)]
+    ran = result.ran
+    code = [ran.packages.get("ciss-bench") and f"ciss-bench {ran.packages['ciss-bench']}", ran.commit]
+    changed = result.change.files and f"{listed(result.change.files)} changed since"
+    on = [ran.gpu or ran.machine, ran.driver and f"driver {ran.driver}", ran.torch and f"torch {ran.torch}"]
+    words = (result.network, ran.finished, _words(*code, changed), _words(*on))
+    return [Cell(text or NONE) for text in words]
+
+
+def _words(*parts: object) -> str:
+    return ", ".join(str(part) for part in parts if part)
