@@ -20,9 +20,21 @@ def maps(width: int = 40, height: int = 30) -> list[Image.Image]:
 
 @pytest.mark.parametrize("name", AUGMENTATIONS.known())
 def test_all_maps_are_cut_alike(name: str) -> None:
-    image, labels, other = to_arrays(AUGMENTATIONS.find(name)(maps(), 24, random.Random(3)))
-    assert image.shape == (24, 24, 3)
-    assert (labels == other).all()
+    """A map that is constant along columns, and rises to the right: the image shows the same, but for the
+    blur of its resampling. Of a mirrored, shifted or differently scaled one it would not."""
+    ramp = np.tile(np.arange(1, 241, 6, np.uint8), (30, 1))
+    both = [Image.fromarray(np.stack([ramp] * 3, -1)), Image.fromarray(ramp), Image.fromarray(ramp)]
+    flipped = set()
+    for seed in range(20):
+        image, labels, other = to_arrays(AUGMENTATIONS.find(name)(both, 24, random.Random(seed)))
+        assert image.shape == (24, 24, 3)
+        assert (labels == other).all()
+        inside = labels > 0  # padding is 0
+        far = np.abs(image[..., 0].astype(int) - labels)[inside]
+        assert np.median(far) <= 6
+        row = labels[inside.any(1)][0].astype(int)
+        flipped.add(bool(row[row > 0][0] > row[row > 0][-1]))
+    assert flipped == ({False} if name == "center-crop" else {False, True})
 
 
 def test_a_seed_reproduces_a_crop() -> None:

@@ -1,3 +1,5 @@
+"""Labels of a step as each family of authors has them, value by value."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -23,6 +25,46 @@ def test_channels_follow_the_order_of_the_protocol() -> None:
     p = load("voc-15-1-b")
     table = training_table(p, 0, "plop")
     assert [int(table[c]) for c in p.groups[0]] == list(range(1, 16))
+
+
+FAMILIES = {
+    ("mib", "voc"): ("0 . 0 0 0", "0 . x x x", "0 . . x x"),
+    ("mib", "ade"): ("0 . 0 0 0", "x . x x x", "x . . x x"),
+    ("plop", "voc"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . 0 x"),
+    ("plop", "ade"): ("0 . 0 0 0", "0 . 0 0 0", "0 . . 0 0"),
+    ("plop-ignore-background", "voc"): ("0 . 0 0 x", "0 . 0 0 x", "x . . x x"),
+    ("plop-ignore-background", "ade"): ("0 . 0 0 0", "0 . 0 0 0", "x . . x x"),
+    ("ssul", "voc"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . . x"),
+    ("ssul", "ade"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . . x"),
+    ("mbs", "voc"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . . x"),
+    ("mbs", "ade"): ("0 . 0 0 0", "0 . 0 0 0", "x . . . x"),
+    ("eir", "voc"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . 0 x"),
+    ("eir", "ade"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . x x"),
+}
+"""By rule and data set: training, validation, test; in each what becomes of background, new, old and future
+classes, void: 0, ignored (x) or its own channel (.). Source: spec/protocol.md section 3, spec/eir.md."""
+
+
+@pytest.mark.parametrize(("name", "dataset"), FAMILIES)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_every_value_of_every_family(name: str, dataset: str, index: int) -> None:
+    p = load({"voc": "voc-15-1-b", "ade": "ade-100-10"}[dataset])
+    new = set(p.groups[index])
+    old = {c for group in p.groups[:index] for c in group}
+    values = {v: c for v, c in p.dataset.raw_to_id().items() if c != 255}
+    for use, words in zip(("train", "validation", "test"), FAMILIES[name, dataset], strict=True):
+        background, _, of_old, of_future, void = words.split()
+        expected = np.full(256, 255)
+        for value, c in values.items():
+            how = background if c == 0 else "." if c in new else of_old if c in old else of_future
+            expected[value] = {"0": 0, "x": 255, ".": p.order.index(c)}[how]
+        expected[255] = 255 if void == "x" else 0
+        found = lookup_table(rule(name).view(use, p.dataset), p.dataset, p.order, p.step(index))
+        assert found.tolist() == expected.tolist(), use
+
+
+def test_every_rule_stands_above() -> None:
+    assert {name for name, _ in FAMILIES} == set(RULES.known())
 
 
 def test_files_that_count_from_zero_are_shifted() -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predicted import opened
 from sklearn.metrics import confusion_matrix
-from torch import Tensor, nn
+from torch import nn
 
-from bench.method import Method, Settings
 from bench.protocol.labels import rule
 from bench.protocol.protocol import Protocol
 from bench.score.conventions import CONVENTIONS, convention
 from bench.score.counts import Counts
 from bench.score.iou import old_new_all, score
-from bench.testing.tensors import TensorData, tensor_data, tensor_dataset
+from bench.testing.tensors import tensor_dataset
 from bench.train.evaluate import batch_counts, evaluate
-from bench.train.trainer import Trainer
 
 PROTOCOL = Protocol("mixed", tensor_dataset(8), "overlapped", ((5, 2), (7,), (1, 4), (3, 6)))
 """The classes come in no order, and some are still to come in every step but the last."""
@@ -46,26 +43,6 @@ def test_counts_agree_with_counting_pixel_by_pixel(images: int, rows: int, colum
 # ---- a whole pass over the test images ---------------------------------------------------------------------
 
 
-class Reads(Method):
-    """A method that predicts what stands in the first colour of an image."""
-
-    def predict(self, output: Any, size: tuple[int, int]) -> Tensor:
-        assert output.shape[-2:] == size
-        return output[:, 0].round().long()
-
-
-class Colours(nn.Module):
-    """A network that hands on what it sees, undone of the normalisation; it notes in which mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modes: set[bool] = set()
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.modes.add(self.training)
-        return (images * 0.229 + 0.485) * 255
-
-
 def given_images(n: int, side: int, index: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[set[int]]]:
     """Labels [N, S, S], predicted channels [N, S, S], and classes that each whole image shows.
 
@@ -80,19 +57,6 @@ def given_images(n: int, side: int, index: int, seed: int) -> tuple[np.ndarray, 
     shows = [{int(c) for c in np.unique(one)} - {0, 255} for one in labels]
     shows[1] = {PROTOCOL.groups[0][0]}  # outside the crop
     return labels, predictions, shows
-
-
-def opened(
-    index: int, labels: np.ndarray, predictions: np.ndarray, shows: Sequence[set[int]], size: int
-) -> tuple[Trainer, TensorData]:
-    """A trainer and data whose network predicts what is given."""
-    config = Settings(batch_size=size, crop=max(8, labels.shape[1]))
-    images = torch.from_numpy(np.repeat(predictions[..., None], 3, axis=-1).astype(np.uint8))
-    test = images, torch.from_numpy(labels)
-    data = tensor_data(PROTOCOL, index, config, (), test, epochs=1, shows=[sorted(s) for s in shows])
-    method = Reads(config)
-    method.step, method.data, method.network = data.step, data, Colours()
-    return Trainer(method, 0, torch.device("cpu")), data
 
 
 def of_images(counts: Counts) -> np.ndarray:
@@ -117,7 +81,7 @@ def by_scikit_learn(labels: np.ndarray, predictions: np.ndarray, index: int) -> 
 @pytest.mark.parametrize(("size", "side", "n"), [(2, 6, 7), (3, 9, 7), (4, 5, 4), (5, 16, 11), (16, 3, 9)])
 def test_an_evaluation_agrees_with_scikit_learn(index: int, size: int, side: int, n: int) -> None:
     labels, predictions, shows = given_images(n, side, index, seed=n + side)
-    trainer, data = opened(index, labels, predictions, shows, size)
+    trainer, data = opened(PROTOCOL, index, labels, predictions, shows, size)
     trainer.method.network.train()
     counts = evaluate(trainer, data)
     expected = [by_scikit_learn(y, p, index) for y, p in zip(labels, predictions, strict=True)]
@@ -133,7 +97,7 @@ def test_an_evaluation_agrees_with_scikit_learn(index: int, size: int, side: int
 @pytest.mark.parametrize("size", [2, 3])
 def test_some_images_only_and_in_any_order(size: int) -> None:
     labels, predictions, shows = given_images(9, 6, 1, seed=4)
-    trainer, data = opened(1, labels, predictions, shows, size)
+    trainer, data = opened(PROTOCOL, 1, labels, predictions, shows, size)
     for positions in ([1, 2, 5, 8], [0, 3, 4, 6, 7]):
         counts = evaluate(trainer, data, data.test_images(positions), positions)
         expected = [by_scikit_learn(labels[p], predictions[p], 1) for p in positions]
@@ -145,7 +109,7 @@ def test_some_images_only_and_in_any_order(size: int) -> None:
 def test_batches_in_any_order_are_filed_under_their_images() -> None:
     """As several processes meet them, each a share of every batch."""
     labels, predictions, shows = given_images(8, 6, 2, seed=5)
-    trainer, data = opened(2, labels, predictions, shows, 3)
+    trainer, data = opened(PROTOCOL, 2, labels, predictions, shows, 3)
     usual = evaluate(trainer, data)
     images = data.test_images(range(8))
     turned = [{k: v.flip(0) for k, v in batch.items()} for batch in reversed(images.batches)]
@@ -169,7 +133,7 @@ def mean(values: np.ndarray, counted: np.ndarray) -> float:
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_every_convention_scores_what_scikit_learn_counts(name: str, index: int) -> None:
     labels, predictions, shows = given_images(12, 8, index, seed=index)
-    counts = evaluate(*opened(index, labels, predictions, shows, 5))
+    counts = evaluate(*opened(PROTOCOL, index, labels, predictions, shows, 5))
     how, step = convention(name), PROTOCOL.step(index)
     future, unseen, absent = VIEWS[name]
     channel = np.full(256, -1)
@@ -205,7 +169,7 @@ def test_every_convention_is_met_above() -> None:
 
 def test_own_modules_are_in_evaluation_mode_too() -> None:
     labels, predictions, shows = given_images(4, 6, 1, seed=6)
-    trainer, data = opened(1, labels, predictions, shows, 2)
+    trainer, data = opened(PROTOCOL, 1, labels, predictions, shows, 2)
     own = nn.Dropout().train()
     trainer.method.modules = {"own": own}
     evaluate(trainer, data)
