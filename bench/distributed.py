@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def start() -> tuple[int, int]:
@@ -51,6 +53,14 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 def mean(tensor: torch.Tensor) -> torch.Tensor:
     """The mean over all processes; changed in place."""
     return summed(tensor).div_(world_size())
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 class _Sum(torch.autograd.Function):

@@ -218,7 +218,7 @@ class DKD(Method):
         return [*groups, {"params": newest, "lr": self.config.lr}]
 
     def batches(self, epoch: int) -> Batches:
-        return self.data.loader(self.training, epoch)  # type: ignore[arg-type]
+        return self.data.loader(self.training, epoch)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         c, step = self.config, self.step

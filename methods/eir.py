@@ -366,7 +366,8 @@ class EIR(DKD):
     def draw_pastes(self, labels: Tensor, pseudo_labels: Tensor, size: int) -> list[Paste]:
         """What is pasted onto each image: an instance of each class that only the old network sees, else of
         random old classes."""
-        pastes, rng = [], self.generators["paste"]
+        pastes: list[Paste] = []
+        rng = self.generators["paste"]
         places, _ = background_regions(torch.where(pseudo_labels == IGNORE, 0, pseudo_labels), size)
         for row, (classes, corners) in enumerate(
             zip(potential_classes(labels, pseudo_labels), places.tolist(), strict=True)
@@ -379,18 +380,9 @@ class EIR(DKD):
                     (rng.randint(1, max(1, len(self.step.old) - 1)), corners[0])
                     for _ in range(PLACES - len(classes))
                 ]
-            for c, place in wanted:
-                if c in self.buckets:
-                    pastes.append(
-                        Paste(
-                            row,
-                            c,
-                            rng.choice(self.buckets[c]),
-                            rng.getrandbits(62),
-                            rng.random(),
-                            place,
-                        )
-                    )
+            for c, place in ((c, place) for c, place in wanted if c in self.buckets):
+                exemplar, seed, share = rng.choice(self.buckets[c]), rng.getrandbits(62), rng.random()
+                pastes.append(Paste(row, c, exemplar, seed, share, place))
         return pastes
 
     @classmethod
@@ -404,7 +396,5 @@ class EIR(DKD):
 
     @classmethod
     def footnotes(cls, config: Any) -> list[str]:
-        return [
-            *super().footnotes(config),
-            f"region-specific distillation: region {config.region}, index {config.index}",
-        ]
+        region = f"region-specific distillation: region {config.region}, index {config.index}"
+        return [*super().footnotes(config), region]

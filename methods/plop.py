@@ -185,6 +185,8 @@ def local_pod_distance(old: Tensor, new: Tensor, scales: Sequence[int] = (1, 2, 
     Args:
         old, new: [B, c, H, W]; the gradient is that of `new`.
         scales: windows a side.
+
+    Source: spec/plop.md section 5 d.
     """
     finest, (height, width) = max(scales), new.shape[-2:]
     if height != width or width % finest or any(finest % s for s in scales):

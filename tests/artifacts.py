@@ -15,7 +15,8 @@ from bench.plan.make import make_plan
 from bench.plan.plan import Plan
 from bench.protocol.protocol import Protocol
 from bench.report import tables
-from bench.report.collect import Section, collect, numbers
+from bench.report.collect import Section, collect
+from bench.report.numbers import numbers
 from bench.score.conventions import CONVENTIONS, Convention
 from bench.score.counts import Counts, write_counts
 from bench.score.iou import old_new_all, score

@@ -126,7 +126,12 @@ def _add_changes(rows: Sequence[Row], results: str | None) -> None:
     store = Store(results)
     found: dict[str, list[tuple[str, ...]]] = {}
     for key, changed in changes(store, store.keys()).items():
-        job = read_record(store.artifact(key) / JobRecord.file, JobRecord) if changed.files else None
+        if not changed.files:
+            continue
+        try:
+            job = read_record(store.artifact(key) / JobRecord.file, JobRecord)
+        except UserError:  # damaged; reports name it
+            continue
         for part in job.method.split("+") if job else ():
             found.setdefault(part.partition("@")[0], []).append(changed.files)
     for row in rows:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,6 +21,14 @@ CACHE_BYTES = 2_000_000_000
 
 Sample = dict[str, np.ndarray | np.generic | bool | str]
 """What there is of one image, by name ("images", "labels", …); "error" alone if a file cannot be read."""
+
+
+class Samples(Protocol):
+    """Samples by (position, seed): what a loader reads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample: ...
 
 
 class ImageStore:

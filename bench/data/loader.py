@@ -10,7 +10,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bench.data.cores import cores
-from bench.data.images import Sample
+from bench.data.images import Sample, Samples
 from bench.errors import UserError
 from bench.seeds import mix
 
@@ -106,7 +106,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Samples,
         sampler: EpochSampler,
         workers: int = 0,
         pin: bool = False,
@@ -116,7 +116,7 @@ class Loader:
         self._persistent = persistent and workers > 0
         self._passes: list[Any] = []
         self._loader: DataLoader[Any] = DataLoader(
-            dataset,
+            cast(Dataset[Sample], dataset),
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,

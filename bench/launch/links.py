@@ -51,7 +51,7 @@ def _folder(chain: Chain, plan: Plan, store: Store) -> str:
     )
     same = {"fingerprint": record.fingerprint, "groups": record.groups}
     label = chain.protocol.label
-    for name in (label, f"{label}~{content_digest(same)[:DIGITS]}"):  # type: ignore[arg-type]  # lists are invariant
+    for name in (label, f"{label}~{content_digest(same)[:DIGITS]}"):
         known = read_record(store.root / name / DataRecord.file, DataRecord)
         if known is None:
             store.write(f"{name}/{DataRecord.file}", record)

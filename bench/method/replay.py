@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.data.dataset import IGNORE
 from bench.lazy import torch
@@ -20,7 +20,7 @@ from bench.seeds import mix
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.images import Images, Sample
+    from bench.data.images import Images, Sample, Samples
     from bench.method.batch import Batch
     from bench.method.step_data import StepData
 
@@ -158,14 +158,6 @@ def draw_memory(
 # ---- coming back -------------------------------------------------------------------------------------------
 
 
-class Exemplars(Protocol):
-    """Samples of images in memory by (position, seed), as `bench.data.loader.Images` yields them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, item: tuple[int, int]) -> Sample: ...
-
-
 def at_least_a_batch(names: Sequence[str], batch_size: int) -> list[str]:
     """The names, doubled until they fill a batch."""
     filled = list(names)
@@ -245,7 +237,7 @@ class WithExemplars:
         exemplars: yields samples as `Images` does.
     """
 
-    def __init__(self, new: Images, exemplars: Exemplars) -> None:
+    def __init__(self, new: Images, exemplars: Samples) -> None:
         self.new, self.exemplars = new, exemplars
 
     def __len__(self) -> int:

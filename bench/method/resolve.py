@@ -43,7 +43,8 @@ class Resolved:
     Attributes:
         config: the checked values.
         sources: where each value came from, in words.
-        label: the method's name as results carry it; values given by --set are part of it.
+        label: the method's name as results carry it; values given by --set are part of it, but for those that
+            decide nothing of the outcome.
         notes: what the recipes say of these values: who ran them, and where nobody did.
     """
 
@@ -164,9 +165,8 @@ def resolve(
         RULES.find(folded.label_rule, f"{sources['label_rule']}: {spec.name}.label_rule")
         AUGMENTATIONS.find(folded.augmentation, f"{sources['augmentation']}: {spec.name}.augmentation")
         check_network(folded.network, spec.classifier)
-    given = ",".join(f"{key}={value}" for key, value in sorted(overrides)).replace(
-        "/", ":"
-    )  # a label is a folder's name
+    deciding = [(key, value) for key, value in sorted(overrides) if not spec.config.is_free(key)]
+    given = ",".join(f"{key}={value}" for key, value in deciding).replace("/", ":")  # it is a folder's name
     if len(given) > LABEL_LENGTH:
         given = f"{given[:LABEL_LENGTH]}~{hashlib.sha256(given.encode()).hexdigest()[:8]}"
     label = f"{spec.name}[{given}]" if given else spec.name

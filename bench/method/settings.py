@@ -112,6 +112,11 @@ class Settings(Table):
                     f"{cls.__module__}.{cls.__qualname__}: {name}: no field {name.removeprefix(FIRST)!r}"
                 )
 
+    @classmethod
+    def is_free(cls, name: str) -> bool:
+        """Whether a field decides nothing of the outcome."""
+        return _FREE in cls.model_fields[name].metadata
+
     def at(self, index: int) -> Self:
         """The settings in force at step `index`: at step 0 each `first_x` that is not None stands in x."""
         if index:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from bench.data.dataset import IGNORE
-from bench.data.images import Images, ImageStore
+from bench.data.images import Images, ImageStore, Samples
 from bench.data.index import ClassIndex
 from bench.data.loader import EpochSampler, Loader
 from bench.data.locate import Files
@@ -166,7 +165,7 @@ class StepData:
 
     def loader(
         self,
-        images: Dataset,
+        images: Samples,
         epoch: int,
         purpose: str = "train",
         shuffle: bool = True,
@@ -180,10 +179,10 @@ class StepData:
         return self._loaders[key]
 
     def _new_loader(
-        self, images: Dataset, purpose: str, shuffle: bool, drop_last: bool, persistent: bool
+        self, images: Samples, purpose: str, shuffle: bool, drop_last: bool, persistent: bool
     ) -> Loader:
         sampler = EpochSampler(
-            len(images),  # type: ignore[arg-type]
+            len(images),
             self.config.batch_size,
             mix(self.seed, self.step.index, purpose),
             shuffle,
@@ -196,7 +195,7 @@ class StepData:
 
     @contextlib.contextmanager
     def once(
-        self, images: Dataset, purpose: str, shuffle: bool = True, drop_last: bool = False, epoch: int = 0
+        self, images: Samples, purpose: str, shuffle: bool = True, drop_last: bool = False, epoch: int = 0
     ) -> Iterator[Loader]:
         """A loader for one pass, whose processes end with it."""
         loader = self._new_loader(images, purpose, shuffle, drop_last, persistent=False)

@@ -108,9 +108,10 @@ class ResNetABN(nn.Module):
         maps = []
         for stage in range(self.n_stages):
             *inner, last = self.get_submodule(f"mod{stage + 2}").children()
+            assert isinstance(last, ResidualBlock)
             for block in inner:
                 x = block(x)
-            summed = last.before_activation(x)  # type: ignore[operator]
+            summed = last.before_activation(x)
             maps.append(summed)
             x = F.leaky_relu(summed, SLOPE)
         return x, maps

@@ -217,10 +217,11 @@ class Swin(nn.Module):
         x = self.patch_embed(images)
         maps = []
         for i, stage in enumerate(self.layers):
+            assert isinstance(stage, SwinStage)
             x = stage(x)
             maps.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
             if stage.downsample is not None:
-                x = stage.downsample(x)  # type: ignore[operator]
+                x = stage.downsample(x)
         return maps[-1], maps[:-1]
 
     def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from pydantic import JsonValue
-
 from bench.store.records import Inputs
 
 DIGITS = 16
@@ -23,7 +21,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def content_digest(content: Mapping[str, JsonValue]) -> str:
+def content_digest(content: Mapping[str, object]) -> str:
     """Digest of a job's inputs as JSON values; seed and parent take no part, nor do fields with neutral
     values."""
     kept = {

@@ -238,24 +238,24 @@ class _ChainMaker:
         if keyed.get("pretrained") not in (None, "", "imagenet"):
             keyed["pretrained"] = _file_digest(str(keyed["pretrained"]))
         groups = [list(group) for group in protocol.groups]
-        content: dict[str, JsonValue] = {
+        content: dict[str, object] = {
             "format": KEY_FORMAT,
             "kind": "train",
             "data": self._data(owner, config),
-            "classes": groups[: t + 1],  # type: ignore[dict-item]  # lists are invariant
+            "classes": groups[: t + 1],
             "images": images,
             "method": {
                 "name": owner.plain,
-                "version": owner.version,  # type: ignore[dict-item]
+                "version": owner.version,
                 "settings": {name: value for name, value in keyed.items() if name not in TRAINING},
             },
             "training": {name: value for name, value in keyed.items() if name in TRAINING},
             "smoke": self.smoke,
         }
         if owner.cls.knows_later:
-            content["later"] = groups[t + 1 :]  # type: ignore[assignment]
+            content["later"] = groups[t + 1 :]
         plain = content_digest(content)
-        content["records"] = records  # type: ignore[assignment]
+        content["records"] = records
         recorders = {kind.name: f"{kind.__module__}:{kind.__qualname__}" for kind in self.spec.cls.recorders}
         lengths = owner.cls.lengths(folded, t, n).values()
         iterations = SMOKE_ITERATIONS if self.smoke else sum(length.count(batch) for length in lengths)

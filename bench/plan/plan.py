@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import JsonValue
-
 from bench.method.resolve import Resolved
 from bench.method.settings import Settings
 from bench.plan.keys import content_digest, key_of
@@ -38,7 +36,7 @@ class Part:
         recorders: "module:class" of each recorder.
     """
 
-    content: Mapping[str, JsonValue] = field(repr=False)
+    content: Mapping[str, object] = field(repr=False)
     digest: str
     plain: str
     protocol: Protocol = field(repr=False)

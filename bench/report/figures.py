@@ -65,7 +65,7 @@ def lines(section: Section, measured: pd.DataFrame, how: str) -> list[Line]:
 
     Args:
         section: which one.
-        measured: its numbers, as `collect.numbers` gives them.
+        measured: its numbers, as `numbers` gives them.
         how: name of the convention.
     """
     means = measured[(measured["convention"] == how) & (measured["quantity"] == "all")]

@@ -21,7 +21,8 @@ from bench import __version__, shipped
 from bench.errors import UserError
 from bench.files import write_text
 from bench.report import figures, tables
-from bench.report.collect import Section, answers, collect, numbers
+from bench.report.collect import Section, answers, collect
+from bench.report.numbers import numbers
 from bench.report.tables import Cell, Row, Table
 from bench.score.conventions import convention
 from bench.store.results import Store
@@ -119,7 +120,7 @@ def _template(name: str, escape: Callable[[str], str] | None = None) -> jinja2.T
     marks = {"block": "{% %}", "variable": "{{ }}", "comment": "{# #}"}
     if name.endswith(".tex.j2"):  # braces are LaTeX's own
         marks = {"block": "<% %>", "variable": "<< >>", "comment": "<# #>"}
-    strings = {
+    strings: dict[str, Any] = {
         f"{kind}_{side}_string": mark
         for kind, pair in marks.items()
         for side, mark in zip(("start", "end"), pair.split(), strict=True)
@@ -132,7 +133,7 @@ def _template(name: str, escape: Callable[[str], str] | None = None) -> jinja2.T
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        **strings,  # type: ignore[arg-type]
+        **strings,
     )
     environment.globals["pipe"] = lambda table: Markup(pipe_table(table))
     environment.globals["tabular"] = lambda table: Markup(latex_tabular(table))

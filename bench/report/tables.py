@@ -133,7 +133,7 @@ def summary(section: Section, measured: pd.DataFrame, how: str, intervals: bool 
 
     Args:
         section: which one.
-        measured: its numbers, as `collect.numbers` gives them.
+        measured: its numbers, as `numbers` gives them.
         how: name of the convention.
         intervals: add to the details of "all" how far it depends on the test images.
     """

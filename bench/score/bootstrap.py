@@ -91,13 +91,11 @@ def _per_image(
     label = np.array([label_of_class[c] for c in counts.rows])[row]
     scored = (label < counts.n_classes) & (labels.tests_all | counts.shows_seen[image])
     image, label, column, values = image[scored], label[scored], column[scored], counts.values[scored]
-    hit, true, predicted = (np.zeros((len(counts.images), counts.n_classes)) for _ in range(3))
     right = label == column
-    size = hit.size
-    for part, cell, weight in (
-        (true, image * counts.n_classes + label, values),
-        (predicted, image * counts.n_classes + column, values),
-        (hit, image[right] * counts.n_classes + label[right], values[right]),
-    ):
-        part[:] = np.bincount(cell, weight, size).reshape(part.shape)
-    return hit, true, predicted
+
+    def summed(image: np.ndarray, classes: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        shape = len(counts.images), counts.n_classes
+        return np.bincount(image * counts.n_classes + classes, pixels, shape[0] * shape[1]).reshape(shape)
+
+    hit = summed(image[right], label[right], values[right])
+    return hit, summed(image, label, values), summed(image, column, values)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bench import provenance
+from bench.errors import UserError
 from bench.store.records import Environment, read_record
 from bench.store.results import Store
 
@@ -37,9 +38,16 @@ def change(ran: Environment) -> Change:
 
 
 def changes(store: Store, keys: Iterable[str]) -> dict[str, Change]:
-    """What has changed since each of some finished jobs ran, by key."""
-    found = ((key, read_record(store.artifact(key) / Environment.file, Environment)) for key in keys)
-    return {key: change(ran) for key, ran in found if ran is not None}
+    """What has changed since each of some finished jobs ran, by key; jobs that do not tell are left out."""
+    found = {}
+    for key in keys:
+        try:
+            ran = read_record(store.artifact(key) / Environment.file, Environment)
+        except UserError:  # damaged, which is no reason to say nothing of the others; reports name it
+            continue
+        if ran is not None:
+            found[key] = change(ran)
+    return found
 
 
 def change_lines(of_jobs: Iterable[Change]) -> list[str]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from bench import distributed
 from bench.data.images import Images
 from bench.method.step_data import StepData
 from bench.score.counts import Counts
@@ -50,8 +50,7 @@ def evaluate(
     stands.
 
     The engine knows nothing of what the network puts out: the method's `predict` says which classes it means.
-    Rows are all
-    classes of the data set: the seen ones in channel order, then the others ascending by id.
+    Rows are all classes of the data set: the seen ones in channel order, then the others ascending by id.
     """
     method, step, dataset = trainer.method, data.step, data.protocol.dataset
     n_all = len(data.index[split].names)
@@ -96,8 +95,5 @@ def evaluate(
 
 def _from_all_processes(entries: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The parts of every process that evaluated a share of the images, together."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return entries, values
-    parts: list[tuple[np.ndarray, np.ndarray]] = [(entries, values)] * dist.get_world_size()
-    dist.all_gather_object(parts, (entries, values))
+    parts = distributed.gathered((entries, values))
     return np.concatenate([e for e, _ in parts]), np.concatenate([v for _, v in parts])

@@ -60,7 +60,7 @@ def prepare_process(device: torch.device, threads: int) -> None:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         # Nothing reads memory before writing it, so there is no need to fill it.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no stub
 
 
 class Session:
@@ -182,19 +182,16 @@ class Session:
         if self.best:
             self.best.load(values["best"], unscoped("best", tensors))
         self.journal.rewind(values["log"])
-        if "code" in values:
-            self.code = Code.model_validate(values["code"])
+        self.code = Code.model_validate(values["code"])
         place = Place(*values["place"])
         within = f" and {place.batches} batches" if place.batches else ""
         print(
             f"resuming {self.record.key}: phase {place.phase}, {place.epochs} epochs{within} done", flush=True
         )
         optimiser = joined_optimiser(values["optimiser"], unscoped("optimiser", tensors))
-        return (
-            place,
-            optimiser,
-            functools.partial(self._go_on, unscoped("random", tensors), values["generators"]),
-        )
+        mine = min(distributed.rank(), len(values["generators"]) - 1)
+        states, generators = unscoped(f"random.{mine}", tensors), values["generators"][mine]
+        return place, optimiser, functools.partial(self._go_on, states, generators)
 
     def _go_on(self, states: Mapping[str, Tensor], generators: Mapping[str, Any]) -> None:
         """Set torch's random generators, and the method's own, to where they stood."""
@@ -205,7 +202,13 @@ class Session:
             self.method.generators[name].setstate((version, tuple(numbers), gauss))
 
     def save(self, place: Place) -> None:
-        """Save all that the rest of the step depends on. Only the first process writes."""
+        """Save all that the rest of the step depends on: each process says where its random generators stand,
+        the first writes."""
+        drawn = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            drawn["cuda"] = torch.cuda.get_rng_state()
+        own = {name: one.getstate() for name, one in self.method.generators.items()}
+        everyone = distributed.gathered((drawn, own))
         if distributed.rank():
             return
         assert self.trainer.optimiser is not None
@@ -220,12 +223,15 @@ class Session:
                 **scoped("state", tensors),
                 **scoped("optimiser", momenta),
                 **scoped("best", self.best.weights if self.best else {}),
-                "random.cpu": torch.get_rng_state(),
-                **({"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}),
+                **{
+                    f"random.{n}.{on}": t
+                    for n, (states, _) in enumerate(everyone)
+                    for on, t in states.items()
+                },
             },
             {
                 "place": place,
-                "generators": {name: one.getstate() for name, one in self.method.generators.items()},
+                "generators": [generators for _, generators in everyone],
                 "optimiser": optimiser,
                 "scaler": self.trainer.scaler.state_dict(),
                 "state": state,

@@ -51,9 +51,9 @@ class Trainer:
         precision: "fp32", "bf16", "fp16" or "fp64".
         on_iteration: called with (phase, epoch, iteration, iterations, loss terms, learning rate); terms are
             floats.
-        on_checkpoint: called with the place when a checkpoint is due: after an iteration if
-            `checkpoint_seconds` have passed since the last one or a signal asks the job to stop, and at the
-            end of a phase.
+        on_checkpoint: called in every process, with the place, when a checkpoint is due: after an iteration
+            if `checkpoint_seconds` have passed since the last one or a signal asks the job to stop (among
+            several processes: at the next exchange of losses), and at the end of a phase.
         after_iteration: called with (iterations done, of how many in this phase).
         checkpoint_seconds: see there.
         stop: signals that wait for the checkpoint.
@@ -145,8 +145,6 @@ class Trainer:
                 self.epoch(phase, place, batches, total or of_phase, of_phase - first, go_on)
                 place = Place(index, place.epochs + 1)
             left = place.epochs * len(batches) < of_phase
-            if not left or self._due():
-                self._checkpoint(place)
         phase.on_end()
         self.optimiser = None
 
@@ -182,21 +180,31 @@ class Trainer:
                 waiting.append((iteration, terms, rate, raw["labels"]))
                 iteration += 1
                 self.after_iteration(iteration, total)
-                due = iteration - first < size and self._due()
-                if due or len(waiting) == self.log_every:
+                done = iteration - first
+                report = done == size or len(waiting) == self.log_every
+                due = done == count or self._due(together=report)
+                if report or due:
                     self._report(phase, place.epochs, total, waiting)
                     waiting = []
                 if due:
-                    self._checkpoint(place._replace(batches=iteration - first))
+                    ended = Place(place.phase, place.epochs + 1)
+                    self._checkpoint(ended if done == size else place._replace(batches=done))
         finally:
             self.stop.iterating = False
-        self._report(phase, place.epochs, total, waiting)
         if iteration == first:
             what = "an epoch without a batch: fewer images than the batch size"
             raise TrainingError(f"step {self.method.step.index}: {what}")
 
-    def _due(self) -> bool:
-        return self.stop.asked is not None or time.monotonic() - self._saved >= self.checkpoint_seconds
+    def _due(self, together: bool) -> bool:
+        """Whether a checkpoint is wanted now.
+
+        Processes that train one step decide it `together`, where they exchange their losses anyway: if one of
+        them wants it, all write down where they stand.
+        """
+        wanted = self.stop.asked is not None or time.monotonic() - self._saved >= self.checkpoint_seconds
+        if distributed.world_size() == 1:
+            return wanted
+        return together and bool(distributed.summed(torch.tensor(float(wanted), device=self.device)))
 
     def _checkpoint(self, place: Place) -> None:
         self.on_checkpoint(place)

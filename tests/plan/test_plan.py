@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from artifacts import TINY
 
+from bench.data.index import ClassIndex
 from bench.errors import UserError
 from bench.method.registry import method
 from bench.method.resolve import resolve
@@ -105,6 +108,27 @@ def test_joint_sees_the_images_of_its_own_setting(toy: Toy, in_tmp: Path) -> Non
     ] == alone
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_as_many_other_images_are_another_step(split: str) -> None:
+    """Of a disjoint protocol, whose lists depend on the label rule: MBS validates on them too."""
+    first, second = 1 << 1, 1 << 1 | 1 << 2
+    protocol = replace(TINY, setting="disjoint")
+    keys = []
+    for swapped in (False, True):
+        shown = [first, second] * 30
+        lists = {
+            name: ClassIndex(
+                tuple(f"i{i}" for i in range(60)),
+                tuple(reversed(shown)) if swapped and name == split else tuple(shown),
+                "same",
+            )
+            for name in ("train", "test")
+        }
+        plan = make_plan([protocol], ["ft"], overrides=["label_rule=mbs"], indexes={"shapes": lists})
+        keys.append(plan.chains[0].keys[0])
+    assert keys[0] != keys[1]
+
+
 def test_a_label_of_many_settings_is_still_a_folder_name() -> None:
     labels = [
         resolve(method("ft"), load("shapes-6-2"), "small", [("pretrained", f"{'w' * 300}{end}")]).label
@@ -169,6 +193,16 @@ def test_a_step_with_fewer_images_than_a_batch_is_refused(toy: Toy) -> None:
 def test_results_of_changed_settings_have_a_name_of_their_own(toy: Toy) -> None:
     plan = make_plan([str(toy())], ["ft", "mib"], overrides=["batch_size=4", "mib.distillation=3"])
     assert {c.method for c in plan.chains} == {"ft[batch_size=4]", "mib[batch_size=4,distillation=3]"}
+
+
+def test_a_setting_that_decides_nothing_makes_no_other_row(toy: Toy) -> None:
+    protocol = str(toy())
+    plain, how = (
+        make_plan([protocol], ["ft"], overrides=["batch_size=4", *more])
+        for more in ([], ["norm=inplace", "ft.checkpoint_minutes=0"])
+    )
+    assert [c.method for c in how.chains] == [c.method for c in plain.chains] == ["ft[batch_size=4]"]
+    assert list(how.jobs) == list(plain.jobs)
 
 
 def test_missing_weights_of_a_recipe_are_said_loudly_and_of_a_user_refused(toy: Toy) -> None:

@@ -42,7 +42,8 @@ FAMILIES = {
     ("eir", "ade"): ("0 . 0 0 x", "0 . 0 0 x", "0 . . x x"),
 }
 """By rule and data set: training, validation, test; in each what becomes of background, new, old and future
-classes, void: 0, ignored (x) or its own channel (.). Source: spec/protocol.md section 3, spec/eir.md."""
+classes, void: 0, ignored (x) or its own channel (.). Source: spec/protocol.md section 3, spec/eir.md section
+2."""
 
 
 @pytest.mark.parametrize(("name", "dataset"), FAMILIES)

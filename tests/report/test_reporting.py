@@ -25,7 +25,8 @@ from bench.errors import UserError
 from bench.protocol.file import load
 from bench.protocol.protocol import Protocol
 from bench.report import figures, render, tables, terminal_text
-from bench.report.collect import collect, numbers
+from bench.report.collect import collect
+from bench.report.numbers import numbers
 from bench.score import bootstrap
 from bench.score.conventions import CONVENTIONS
 from bench.score.counts import Counts

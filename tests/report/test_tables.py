@@ -12,7 +12,8 @@ from bench.data.dataset import load_dataset
 from bench.protocol.protocol import Protocol
 from bench.report import notes as footnotes
 from bench.report import render, tables
-from bench.report.collect import collect, numbers
+from bench.report.collect import collect
+from bench.report.numbers import numbers
 from bench.store.results import Store
 
 

@@ -16,8 +16,9 @@ import pytest
 
 from bench import provenance
 from bench.cli import main
-from bench.store.changes import Change, change, change_lines
-from bench.store.records import Code, Environment
+from bench.store.changes import Change, change, change_lines, changes
+from bench.store.records import Code, Environment, write_record
+from bench.store.results import Store
 from bench.testing.plugins import Offers
 
 CODE = '"""What it is."""\n\nTEMPERATURE = 2.0\n\n\ndef f(x):\n    """Says."""\n    return x + 1  # one\n'
@@ -255,3 +256,16 @@ def test_run_status_list_and_report_say_that_a_method_has_changed(
     assert line in bench("report", "--protocol", "toy-2-2")
     assert "changed" not in bench(*run, "--force")
     assert "changed" not in bench("status")
+
+
+def test_a_damaged_environment_says_nothing_and_stops_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for key, text in (("good", None), ("empty", ""), ("cut", '{"schema": 2, "pack')):
+        path = store.artifact(key) / Environment.file
+        path.parent.mkdir(parents=True)
+        if text is None:
+            write_record(path, Environment(code=Code(engine={"bench/train": "what it was"})))
+        else:
+            path.write_text(text)
+    found = changes(store, ["good", "empty", "cut", "gone"])
+    assert found == {"good": Change(engine=("bench/train",))}

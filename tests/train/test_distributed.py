@@ -93,3 +93,67 @@ def test_two_processes_train_as_one_does_and_a_batch_that_does_not_divide_is_ref
     assert counts[0].images == counts[1].images
     assert counts[0].total().sum() == counts[1].total().sum()
     assert json.loads((two.artifact(second) / "environment.json").read_text())["processes"] == 2
+
+
+APART = """
+import math, sys
+from bench import distributed
+from bench.store.results import Store
+from bench.train.session import open_job
+
+store, dies = Store(sys.argv[1]), sys.argv[3] == "dies"
+rank, _ = distributed.start()
+with open_job(store.record(sys.argv[2]), store) as session:
+    trainer = session.trainer
+    trainer.log_every = 3  # as on a GPU: losses are exchanged now and then
+    if dies:
+        trainer.checkpoint_seconds = 0 if rank else math.inf  # the second process alone wants one
+        save = trainer.on_checkpoint
+
+        def on_checkpoint(place):
+            save(place)
+            print(rank, *place, flush=True)
+            distributed.barrier()
+            sys.exit(9)
+
+        trainer.on_checkpoint = on_checkpoint
+    session.train()
+    if not rank:
+        from bench.train.tensors import write_tensors
+
+        write_tensors(store.root / "end.safetensors", session.method.network.state_dict())
+"""
+
+
+def test_processes_write_a_checkpoint_together_and_each_goes_on_drawing_where_it_stood(
+    toy: Callable[..., Path], quick: list[str]
+) -> None:
+    """EIR's processes paste by generators of their own."""
+    protocol = str(toy(images=24, then=2))
+    plan = make_plan([protocol], ["eir"], overrides=[*quick, "first_epochs=1", "epochs=2"])
+    first, second = plan.jobs
+    whole, broken = Store("whole"), Store("broken")
+    assert train(plan, whole, [first], 1) == [(0, "")]
+    shutil.copytree(whole.artifact(first), broken.artifact(first))
+    common = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def both(store: Store, how: str) -> list[tuple[int, str]]:
+        store.make()
+        store.open_work(plan.record(second))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        command = [sys.executable, "-c", APART, str(store.root), second, how]
+        processes = [
+            subprocess.Popen(
+                command, env={**common, **group, "RANK": str(r)}, stdout=subprocess.PIPE, text=True
+            )
+            for r in range(2)
+        ]
+        outs = [process.communicate(timeout=120)[0] for process in processes]
+        return [(process.returncode, out) for process, out in zip(processes, outs, strict=True)]
+
+    assert [status for status, _ in both(whole, "ends")] == [0, 0]
+    assert both(broken, "dies") == [(9, "0 0 0 3\n"), (9, "1 0 0 3\n")]
+    ended = both(broken, "ends")
+    assert [status for status, _ in ended] == [0, 0]
+    assert all("0 epochs and 3 batches done" in out for _, out in ended)
+    assert (whole.root / "end.safetensors").read_bytes() == (broken.root / "end.safetensors").read_bytes()

@@ -137,3 +137,13 @@ def test_every_precision_trains(toy: Toy, quick: list[str], precision: str) -> N
     weights = read_tensors(store.artifact(list(plan.jobs)[-1]) / "model.safetensors")[0]
     kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
     assert kinds == {torch.float64 if precision == "fp64" else torch.float32}
+
+
+def test_every_test_image_is_scored_whole_whatever_the_batch(toy: Toy, quick: list[str]) -> None:
+    """Twelve images in batches of five: the last two count as well."""
+    plan, store = make_plan([str(toy())], ["joint"], overrides=[*quick, "batch_size=5"]), Store("r")
+    (key,) = plan.jobs
+    train(plan, store, key)
+    counts = read_counts(store.artifact(key) / "confusion.npz")
+    pixels = np.bincount(counts.entries[:, 0], counts.values, len(counts.images))
+    assert pixels.tolist() == [32 * 32] * 12

@@ -15,6 +15,7 @@ from bench.files import read_json
 from bench.plan.make import make_plan
 from bench.plan.plan import Plan
 from bench.store.results import Store
+from bench.train.session import open_job
 from bench.train.tensors import read_tensors, write_tensors
 
 Toy = Callable[..., Path]
@@ -95,3 +96,19 @@ def test_a_step_0_without_importances_is_never_used_silently(toy: Toy, quick: li
     write_tensors(store.artifact(first) / "state.safetensors", {})
     with pytest.raises(UserError, match="trained without recording 'fisher'; train it again with --force"):
         train(plan, store, second)
+
+
+def test_a_parent_that_learned_other_classes(
+    finished_first_step: tuple[Store, Plan], in_tmp: Path, quick: list[str]
+) -> None:
+    """A whole result, found under its own key, but of another class order."""
+    store, plan = finished_first_step
+    other = in_tmp / "other.toml"
+    other.write_text('dataset = "toy-set.toml"\nsteps = [[2, 1], [3, 4]]\n')
+    first = next(iter(make_plan([str(other)], ["mib"], overrides=quick).jobs))
+    train(make_plan([str(other)], ["mib"], overrides=quick), store, first)
+    record = plan.record(list(plan.jobs)[1])
+    inputs = record.inputs.model_copy(update={"parent": first})
+    store.open_work(record)
+    with pytest.raises(UserError, match="another method, protocol or class order"):
+        open_job(record.model_copy(update={"inputs": inputs}), store)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from jobs import dies_after, dies_within, files, interrupted, train, train_all
 
 from bench.plan.make import make_plan
 from bench.store.results import Store
+from bench.train import session
 from bench.train.job import do, run_job
 
 Toy = Callable[..., Path]
@@ -157,3 +160,28 @@ def test_selection_on_test_images_keeps_the_best_and_resumes(
     train_all(last, whole)
     (other,) = files(whole, last, ["model.safetensors"]).values()
     assert other != files(whole, plan)[f"{key}/model.safetensors"]
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(
+    toy: Toy, in_tmp: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies as it writes its second checkpoint: by then the log is on disk."""
+    plan = make_plan([str(toy())], ["joint"], overrides=[*quick, "first_epochs=2", "checkpoint_minutes=0"])
+    (key,) = plan.jobs
+    whole, broken = Store(in_tmp / "whole"), Store(in_tmp / "broken")
+    train(plan, whole, key)
+    write, written = session.write_tensors, itertools.count(1)
+
+    def dies(*arguments: Any) -> None:
+        if next(written) == 2:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(session, "write_tensors", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, broken, key)
+    monkeypatch.undo()
+    assert len((broken.work(key) / "train.jsonl").read_text().splitlines()) == 2
+    monkeypatch.chdir(in_tmp)
+    train(plan, broken, key)
+    assert files(whole, plan) == files(broken, plan)

@@ -375,3 +375,23 @@ def test_a_job_that_fails_leaves_no_process(toy: Toy, monkeypatch: pytest.Monkey
 def children() -> int:
     """Processes that this one started and that are not over."""
     return len(multiprocessing.active_children())
+
+
+def test_a_teacher_never_trains(toy: Toy, quick: list[str]) -> None:
+    """In no iteration and no epoch, and its statistics stand still."""
+    plan, store = make_plan([str(toy(then=2))], ["mib"], overrides=[*quick, "epochs=2"]), Store("r")
+    first, second = plan.jobs
+    train(plan, store, first)
+    seen: list[bool] = []
+
+    def watch(session: Session) -> None:
+        def looked(*_: int) -> None:
+            seen.extend(module.training for module in session.method.teacher.modules())
+
+        session.trainer.after_iteration = looked
+
+    session = train(plan, store, second, watch=watch)
+    assert seen
+    assert not any(seen)
+    left, _ = read_tensors(store.artifact(first) / "model.safetensors")
+    assert all(torch.equal(t, left[name]) for name, t in session.method.teacher.state_dict().items())
