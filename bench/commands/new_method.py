@@ -7,13 +7,13 @@ from pathlib import Path
 
 EXAMPLES = """examples:
   bench new-method my-method
-  bench new-method my-method --folder ~/my-package"""
+  bench new-method my-method --folder ~/my-package/my_package"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("name")
-    folder = "the folder of the method's file (default: methods/ of this checkout)"
+    folder = "the package of yours that is to hold the method (default: methods/ of this checkout)"
     parser.add_argument("--folder", metavar="DIR", help=folder)
 
 
@@ -21,11 +21,14 @@ def run(args: argparse.Namespace) -> int:
     """Write the files, and print their paths."""
     from bench.method import skeleton
 
-    for path in skeleton.write(args.name, args.folder):
+    written = skeleton.write(args.name, args.folder)
+    for path in written:
         print(path)
     if args.folder:
-        print(
-            "in the pyproject.toml of your package:\n"
-            + skeleton.entry_point(args.name, Path(args.folder).name)
-        )
+        folder = Path(args.folder).resolve()
+        project = folder.parent / "pyproject.toml"
+        if project not in written:
+            print(f"{project} is there already; add to it, and pack the recipe (*.toml) with the package:")
+            print(skeleton.entry_point(args.name, folder.name))
+        print(f"then: pip install -e {folder.parent}")
     return 0

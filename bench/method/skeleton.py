@@ -1,5 +1,5 @@
-"""`bench new-method`: a commented skeleton of a method, its recipe, and a test that fails until it is
-filled."""
+"""`bench new-method`: a commented skeleton of a method, its recipe, a test that fails until it is filled, and
+what a package needs to offer it."""
 
 from __future__ import annotations
 
@@ -105,17 +105,40 @@ def test_{stem}_trains_and_is_not_fine_tuning(tmp_path: Path, monkeypatch: pytes
     weights = [(store.artifact(key) / "model.safetensors").read_bytes() for key in (ft, mine)]
     assert weights[0] != weights[1]
     log = (store.artifact(mine) / "train.jsonl").read_text().splitlines()
-    assert "mine" in json.loads(log[0])
+    terms = set(json.loads(log[0])) - {{"phase", "epoch", "iteration", "lr"}}
+    assert terms > {{"ce"}}, "no loss of its own"
 '''
 
 
+PACKAGE = """[build-system]
+requires = ["setuptools>=64"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{project}"
+version = "0.1"
+dependencies = ["ciss-bench"]
+
+{entry_point}
+
+[tool.setuptools]
+packages = ["{package}"]
+
+[tool.setuptools.package-data]
+{package} = ["*.toml"]
+"""
+
+
 def write(name: str, folder: str | None = None) -> list[Path]:
-    """Write the three files; nothing that exists is overwritten.
+    """Write the files of a method; nothing that exists is overwritten.
 
     Args:
         name: of the method, as the command line will take it: lower case, digits and dashes.
-        folder: of the method's file; None: methods/ of this checkout. The test goes to tests/ beside that
-            folder.
+        folder: of the package that is to hold the method; None: methods/ of this checkout. The test goes to
+            tests/ beside that folder, and so does a pyproject.toml if the package has none yet.
+
+    Returns:
+        Paths of what was written.
 
     Raises:
         UserError: a name that cannot be one, that is taken, or no folder to write to.
@@ -130,25 +153,37 @@ def write(name: str, folder: str | None = None) -> list[Path]:
     if folder is None and not (checkout / "pyproject.toml").is_file():
         cure = "say where the method's file goes with --folder DIR"
         raise UserError(f"new-method: this is an installed package; {cure}")
-    home = Path(folder) if folder else checkout / "methods"
+    home = Path(folder).resolve() if folder else checkout / "methods"
     stem = name.replace("-", "_")
     title = name.upper() if len(name) < 5 else name.capitalize()
     words = {"name": name, "stem": stem, "title": title, "cls": stem.title().replace("_", "")}
     files = {
-        home / f"{stem}.py": METHOD,
-        home / f"{stem}.toml": RECIPE,
-        home.resolve().parent / "tests" / f"test_{stem}.py": TEST,
+        home / f"{stem}.py": METHOD.format(**words),
+        home / f"{stem}.toml": RECIPE.format(**words),
+        home.parent / "tests" / f"test_{stem}.py": TEST.format(**words),
     }
     for path in files:
         if path.exists():
             raise UserError(f"new-method {name}: {path} exists already")
+    if folder:
+        files |= {path: text for path, text in _package(name, home).items() if not path.exists()}
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text.format(**words), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"new-method {name}: {home}: cannot be written ({error.strerror})") from None
     return list(files)
+
+
+def _package(name: str, home: Path) -> dict[Path, str]:
+    """What makes a folder a package that offers the method."""
+    if not home.name.isidentifier():
+        rule = "the folder is a Python package: its name has letters, digits and underscores"
+        raise UserError(f"new-method {name}: --folder {home.name}: {rule}")
+    project = home.name.replace("_", "-")
+    lines = PACKAGE.format(project=project, package=home.name, entry_point=entry_point(name, home.name))
+    return {home / "__init__.py": "", home.parent / "pyproject.toml": lines}
 
 
 def entry_point(name: str, package: str) -> str:

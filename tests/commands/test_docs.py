@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import venv
 from pathlib import Path
 
 import pytest
+from follow import script
 
 from bench import cli
 from bench.data.dataset import load_dataset
+from bench.method import skeleton
 from bench.protocol.file import load
 
 ROOT = Path(__file__).resolve().parents[2]
-Toy = Callable[..., Path]
 
 
 def example(page: str, name: str) -> str:
@@ -28,61 +30,80 @@ def example(page: str, name: str) -> str:
 
 
 def test_the_example_method_is_short() -> None:
-    assert len(example("add-a-method.md", "logit_matching.py").splitlines()) <= 60
+    assert len(example("add-a-method.md", "methods/logit_matching.py").splitlines()) <= 60
 
 
-def test_an_outside_package_adds_the_example_method_by_entry_point(
-    toy: Toy, in_tmp: Path, quick: list[str]
-) -> None:
-    """Installed by pip into a folder of its own; found, listed, planned and trained."""
-    package = in_tmp / "package"
-    (package / "my_package").mkdir(parents=True)
-    (package / "my_package/__init__.py").write_text("")
-    for name in ("logit_matching.py", "logit_matching.toml"):
-        (package / "my_package" / name).write_text(example("add-a-method.md", name))
-    (package / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-        '[project]\nname = "my-package"\nversion = "0"\n'
-        '[project.entry-points."bench.methods"]\nlogit-matching = "my_package.logit_matching"\n'
-        '[tool.setuptools]\npackages = ["my_package"]\n'
-        '[tool.setuptools.package-data]\nmy_package = ["*.toml"]\n'
+@pytest.fixture
+def readers_checkout(tmp_path: Path) -> Path:
+    """A checkout with the environment of the README's first line: an editable installation.
+
+    Packages come from the environment of the tests instead of the network; what the page installs is found
+    there.
+    """
+    checkout = tmp_path / "ciss-bench"
+    checkout.mkdir()
+    for name in ("bench", "methods", "protocols", "slurm", "reports"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "bench.py"):
+        shutil.copy(ROOT / name, checkout)
+    environment = checkout / ".venv"
+    venv.create(environment, symlinks=True)
+    found = [path for path in sys.path if path.endswith("-packages")]
+    site = next(environment.glob("lib/python*/site-packages"))
+    (site / "editable.pth").write_text("\n".join([str(checkout), *found]))
+    for tool in ("pip", "pytest", "bench"):
+        program = environment / "bin" / tool
+        program.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" -m {tool} "$@"\n')
+        program.chmod(0o755)
+    return checkout
+
+
+def test_the_page_on_methods_word_for_word(readers_checkout: Path) -> None:
+    """In the environment of the README's first line: the skeleton, the example in its place, its test, a run,
+    and a package of one's own installed by pip."""
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    page = (ROOT / "docs/add-a-method.md").read_text()
+    done = subprocess.run(
+        ["bash", "-c", script(page)],
+        cwd=readers_checkout,
+        env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **offline},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    site = in_tmp / "site"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-        "--no-build-isolation",
-        "--disable-pip-version-check",
-    ]
-    subprocess.run([*pip, "--target", str(site), str(package)], check=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
-
-    def bench(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "bench", *words],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-
-    assert "Logit matching" in bench("list", "methods").stdout
-    shown = bench("show", "method", "logit-matching", "--protocol", "ade-100-5").stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = dict(zip(*[iter(re.split(r"^\$ (.*)\n", done.stdout, flags=re.M)[1:])] * 2, strict=True))
+    assert "methods/logit_matching.py" in said["bench new-method logit-matching"]
+    assert "1 passed" in said["pytest tests/test_logit_matching.py"]
+    shown = said["bench show method logit-matching --protocol ade-100-5"]
     assert re.search(r"weight +0\.1 +logit_matching\.toml \[method\], data set ade", shown)
     assert re.search(r"epochs +60 +mib\.toml \[published\], data set ade", shown)
-    sets = [word for item in quick for word in ("--set", item)]
-    done = bench(
-        "run", "--protocol", str(toy(then=2)), "--methods", "ft,logit-matching", "--cluster", "local", *sets
+    run = next(out for command, out in said.items() if command.startswith("bench run"))
+    assert "Logit matching" in run
+    logs = [path.read_text() for path in (readers_checkout / "results/smoke/jobs").glob("*/train.jsonl")]
+    assert sum('"match"' in log for log in logs) == 2
+    assert "deep-thought" in said["bench list methods"]
+    package = readers_checkout.parent / "deep-thought"
+    for file in ("pyproject.toml", "deep_thought/deep_thought.toml", "tests/test_deep_thought.py"):
+        assert (package / file).is_file(), file
+
+
+def test_the_package_of_a_new_method_packs_its_recipe(tmp_path: Path) -> None:
+    """Its wheel, not an editable installation, which would find the recipe where it was written."""
+    skeleton.write("deep-thought", str(tmp_path / "deep_thought"))
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    site = tmp_path / "site"
+    subprocess.run([*pip, "--disable-pip-version-check", "--target", str(site), str(tmp_path)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "show", "method", "deep-thought", "--protocol", "shapes-6-2"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])},
+        cwd=site,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Logit matching" in done.stdout
-    logs = [path.read_text() for path in (in_tmp / "results/jobs").glob("*/train.jsonl")]
-    assert sum('"match"' in log for log in logs) == 1
+    assert re.search(r"weight +1\.0 +deep_thought\.toml \[method\]", done.stdout)
 
 
 def test_the_example_protocol(in_tmp: Path) -> None:

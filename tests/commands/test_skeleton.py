@@ -52,13 +52,23 @@ def test_a_new_method_fails_its_test_until_it_is_filled(checkout: Path) -> None:
     assert passed.returncode == 0, passed.stdout
 
 
-def test_a_skeleton_in_a_folder_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_that_is_there_stays_and_its_lines_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from bench.cli import main
 
+    (tmp_path / "pyproject.toml").write_text("# mine\n")
     assert main(["new-method", "deep-thought", "--folder", str(tmp_path / "my_package")]) == 0
     out = capsys.readouterr().out
     assert '[project.entry-points."bench.methods"]\ndeep-thought = "my_package.deep_thought"' in out
+    assert (tmp_path / "pyproject.toml").read_text() == "# mine\n"
     compile((tmp_path / "my_package/deep_thought.py").read_text(), "deep_thought.py", "exec")
+
+
+def test_a_folder_that_is_no_package(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="letters, digits and underscores"):
+        skeleton.write("mine", str(tmp_path / "my-package"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
