@@ -14,9 +14,10 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from jobs import one_job
+from open_jobs import one_job
 from side_by_side import measure, show
 
 from bench.train.session import prepare_process
@@ -56,7 +57,7 @@ def main() -> None:
                         group["lr"] = phase.rate(group["base_lr"], done, n)
                     optimiser.zero_grad(set_to_none=True)
                     with step.trainer.autocast():
-                        loss = sum(phase.losses(step.trainer.batch(raw)).values())
+                        loss: Any = sum(phase.losses(step.trainer.batch(raw)).values())
                     loss.backward()
                     optimiser.step()
                     done += 1

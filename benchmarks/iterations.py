@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from jobs import every_method, opened
+from open_jobs import every_method, opened
 
 import bench
 from bench.plan.make import make_plan

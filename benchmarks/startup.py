@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs import every_method
+from open_jobs import every_method
 from PIL import Image
 from side_by_side import measure, show
 

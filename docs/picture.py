@@ -67,7 +67,8 @@ def look(session: Session, positions: list[int]) -> tuple[np.ndarray, np.ndarray
     ):
         for raw in loader:
             batch = session.trainer.batch(raw)
-            found = built.predict(built.network(batch.images), batch.labels.shape[-2:])
+            height, width = batch.labels.shape[-2:]
+            found = built.predict(built.network(batch.images), (height, width))
             images.append(raw["images"].numpy())
             labels.append(raw["labels"].numpy())
             predictions.append(found.cpu().numpy().astype(np.uint8))

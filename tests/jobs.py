@@ -6,8 +6,11 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.data.index import class_indexes
+from bench.files import read_json
+from bench.method.replay import Record, kept
 from bench.plan.plan import Plan
 from bench.protocol.file import load
 from bench.store.records import Metrics, read_record
@@ -98,6 +101,12 @@ def images_of(path: Path) -> list[list[str]]:
     index = class_indexes(protocol.dataset)["train"]
     chosen = [protocol.train_images(t, index.presence) for t in range(len(protocol.groups))]
     return [[index.names[i] for i in positions] for positions in chosen]
+
+
+def records_of(folder: Path) -> list[Record]:
+    """The exemplars that an artifact's state hands on."""
+    state: Any = read_json(folder / "state.json")
+    return kept(state)
 
 
 def memory_of(folder: Path) -> list[str]:

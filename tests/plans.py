@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.data.index import ClassIndex
-from bench.method.registry import METHODS
+from bench.method.registry import METHODS, method
+from bench.method.resolve import resolve
 from bench.plan.make import make_plan
 from bench.plan.plan import Chain, Plan
+from bench.protocol.file import load
 from bench.protocol.protocol import Protocol
 from bench.testing.tensors import tensor_dataset
 
@@ -22,6 +24,11 @@ def every_method() -> list[str]:
     wrapping = [name for name in METHODS.known() if METHODS.find(name).cls.wraps]
     alone = [name for name in METHODS.known() if name not in wrapping]
     return [*alone, *(f"{name}+{base}" for name in wrapping for base in ("plop", "ewc"))]
+
+
+def config_of(name: str, protocol: str, track: str = "published") -> Any:
+    """What the recipes say of a method on a protocol; which values there are, its Config says."""
+    return resolve(method(name), load(protocol), track).config
 
 
 def plan_of(

@@ -212,7 +212,7 @@ def crossing() -> dict[str, set[str]]:
     return found
 
 
-def annotations(node: ast.AST) -> Iterator[ast.expr]:
+def annotated(node: ast.AST) -> Iterator[ast.expr]:
     """Annotations of a function or of a class's fields and public methods."""
     if isinstance(node, ast.FunctionDef):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -222,7 +222,7 @@ def annotations(node: ast.AST) -> Iterator[ast.expr]:
     elif isinstance(node, ast.ClassDef):
         for inner in node.body:
             if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
-                yield from annotations(inner)
+                yield from annotated(inner)
             elif isinstance(inner, ast.AnnAssign):
                 yield inner.annotation
 
@@ -244,7 +244,7 @@ def test_no_untyped_dictionary_crosses_a_room() -> None:
             continue
         for node in ast.parse(modules()[module].read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in names:
-                for annotation in annotations(node):
+                for annotation in annotated(node):
                     text = ast.unparse(annotation)
                     if "dict[str, Any]" in text or "Mapping[str, Any]" in text:
                         untyped.append(f"{module}.{node.name}: {text}")

@@ -22,7 +22,7 @@ def maps(width: int = 40, height: int = 30) -> list[Image.Image]:
 def test_all_maps_are_cut_alike(name: str) -> None:
     """A map that is constant along columns, and rises to the right: the image shows the same, but for the
     blur of its resampling. Of a mirrored, shifted or differently scaled one it would not."""
-    ramp = np.tile(np.arange(1, 241, 6, np.uint8), (30, 1))
+    ramp = np.tile(np.arange(1, 241, 6, dtype=np.uint8), (30, 1))
     both = [Image.fromarray(np.stack([ramp] * 3, -1)), Image.fromarray(ramp), Image.fromarray(ramp)]
     flipped = set()
     for seed in range(20):

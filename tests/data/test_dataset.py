@@ -47,7 +47,7 @@ def test_what_is_not_said(tmp_path: Path) -> None:
 def test_what_masks_mean_is_told_by_classes_background_and_values() -> None:
     split = Split(image="{name}.png", mask="{name}.png")
     about = {"name": "x", "train": split, "test": split, "classes": ("background", "a", "b")}
-    base = Dataset(**about)  # type: ignore[arg-type]
+    base = Dataset(**about)
     others = [
         {**about, "classes": ("background", "b", "a")},
         {**about, "background": "unlabelled"},

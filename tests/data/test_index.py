@@ -37,13 +37,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real, real_open = Image.open, Path.open
     read = Path.read_bytes
 
-    def note(path: Path) -> None:
+    def noted(path: Path) -> Path:
         if Path(path).suffix in (".png", ".jpg"):
             names.append(Path(path).name)
+        return path
 
-    monkeypatch.setattr(Image, "open", lambda path, *more: (note(path), real(path, *more))[1])
-    monkeypatch.setattr(Path, "open", lambda self, *more, **m: (note(self), real_open(self, *more, **m))[1])
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (note(self), read(self))[1])
+    monkeypatch.setattr(Image, "open", lambda path, *more: real(noted(path), *more))
+    monkeypatch.setattr(Path, "open", lambda self, *more, **m: real_open(noted(self), *more, **m))
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(noted(self)))
     return names
 
 

@@ -17,6 +17,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 def _load(stem):
     """A module of this folder, in whatever way this one was loaded."""
     spec = importlib.util.spec_from_file_location(f"golden_{stem}", HERE / f"{stem}.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -1,6 +1,7 @@
 """Adapters of the family eir: EIR and its base DKD."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def confusion_metrics(x, p):
     iou, _ = scores.mean_iou(matrix, "zero", convention("eir").epsilon)
     both = p["old_classes"] + p["new_classes"]
     old, new, overall = (scores.mean(iou[classes]) for classes in (p["old_classes"], p["new_classes"], both))
-    percent = {
+    percent: dict[str, Any] = {
         "by_class": iou,
         "overall": overall,
         "old": old,

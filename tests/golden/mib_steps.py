@@ -1,6 +1,7 @@
 """Adapters of the family mib: the optimiser, the regularisers, whole training steps through the engine."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ RUNNING = {
     "pathscore": (RiemannianWalk, "path"),
 }
 """What the authors keep while a step trains, in our recorders' words."""
-LEFT = {
+LEFT: dict[type[Method], dict[str, Any]] = {
     EWC: {"fisher": (OnlineFisher, "running")},
     PI: {"score": (PathIntegral, "score")},
     RW: {"fisher": (OnlineFisher, "running"), "score": (RiemannianWalk, "score")},

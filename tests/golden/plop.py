@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def entropy_thresholds(x, p):
     found = EntropyThresholds(
         p["n_old_classes"], p["n_old_classes"] + p["n_new_classes"], p["base_threshold"], p["mode"]
     )
-    out = {"max_value": found.max_value}
+    out: dict[str, Any] = {"max_value": found.max_value}
     for k in range(p["n_batches"]):
         found.update(t(x["logits_old"][k]), t(x["labels"][k]).long())
         out[f"thresholds_after_{k + 1}"] = found.thresholds()

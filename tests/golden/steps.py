@@ -7,6 +7,7 @@ step finds its weights, its state and its teacher there, as in any run. All on t
 import contextlib
 import json
 import tempfile
+from typing import Any
 from unittest import mock
 
 import torch
@@ -45,7 +46,7 @@ class TinyNetwork:
     def carries(self, classifier):
         return classifier == self.classifier
 
-    def build(self, sizes, classifier, norm):
+    def build(self: Any, sizes, classifier, norm):
         body = self.body()
         head = self.head(width_of(body))
         width = width_of(head)
@@ -75,7 +76,7 @@ class Steps:
         names = tuple(f"image {i}" for i in range(len(shows)))
         split = ClassIndex(names, tuple(shows), "0" * 16)
         self.indexes = {self.protocol.dataset.name: {"train": split, "test": split}}
-        self.key = None
+        self.key: Any = None
         self.opened = contextlib.ExitStack()
 
     def __enter__(self):
@@ -122,4 +123,6 @@ class Steps:
 
     def score(self, how):
         """What the published metrics of the last job say under a convention."""
-        return self.store.metrics(self.key).scores[how]
+        metrics = self.store.metrics(self.key)
+        assert metrics is not None
+        return metrics.scores[how]

@@ -76,11 +76,14 @@ def test_a_failing_job_stops_only_its_descendants(command: Bench) -> None:
 
 
 def test_an_interrupted_run_stops_its_processes_and_resumes(command: Bench) -> None:
+    def begun(epochs: int) -> Callable[[], bool]:
+        return lambda: len(command.begun()) == epochs
+
     hold = command.hold(0)
     for kill, number, epochs in ((os.killpg, signal.SIGINT, 2), (os.kill, signal.SIGTERM, 3)):
         driver = command.start("run", *command.one_step())
         key = command.held(0)
-        until(lambda epochs=epochs: len(command.begun()) == epochs, "the second epoch")
+        until(begun(epochs), "the second epoch")
         pid = command.pid(key)
         kill(driver.pid, number)
         status, _, error = command.finish(driver)

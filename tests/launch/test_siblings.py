@@ -18,7 +18,7 @@ from bench.launch.executor import Inline
 from bench.launch.siblings import leaders, shared_training, under_way
 from bench.launch.status import status_data
 from bench.plan.make import make_plan
-from bench.plan.plan import Plan
+from bench.plan.plan import Job, Plan
 from bench.store.cut import cut
 from bench.store.results import Store
 
@@ -75,9 +75,12 @@ def test_one_training_serves_all_and_leaves_what_each_alone_would(
     together = Store(in_tmp / "together")
     submitted: set[str] = set()
     submit = Inline.submit
-    monkeypatch.setattr(
-        Inline, "submit", lambda self, job, parent: submitted.add(job.key) or submit(self, job, parent)
-    )
+
+    def noted(self: Inline, job: Job, parent: str | None) -> None:
+        submitted.add(job.key)
+        submit(self, job, parent)
+
+    monkeypatch.setattr(Inline, "submit", noted)
     driver = world.run("ft,ewc,pi", together)
     keys = {method: first_key(driver.plan, method) for method in ("ft", "ewc", "pi")}
     assert len({driver.leader.get(key, key) for key in keys.values()}) == 1
@@ -206,7 +209,6 @@ class Recording(Regularised):
 def test_on_a_queue_children_of_a_rider_wait_for_its_leader(world: World, in_tmp: Path) -> None:
     """Without a cluster: an executor that queues, and writes down what it was given."""
     from bench.launch.executor import Executor
-    from bench.plan.plan import Job
 
     given: dict[str, str | None] = {}
 

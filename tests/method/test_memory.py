@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from jobs import train
+from torch import nn
 
 from bench.data.index import class_indexes
 from bench.data.locate import locate
@@ -32,7 +34,7 @@ def data_of(path: Path, index: int, seed: int = 0) -> StepData:
     """Data of a step."""
     p, config = load(path), Settings(crop=24, batch_size=4, label_rule="ssul")
     data = StepData(p, p.step(index), locate(p.dataset), class_indexes(p.dataset), config, seed)
-    data.prepare = lambda raw: Batch(raw["images"], raw["labels"].long(), None, None, raw)
+    data.prepare = lambda raw: Batch(raw["images"], raw["labels"].long(), nn.Identity(), None, raw)
     return data
 
 
@@ -76,7 +78,9 @@ def test_each_seed_draws_its_own_memory(toy: Toy) -> None:
     assert drawn[0] != drawn[2]
 
 
-def test_ssul_m_labels_memory_with_every_class_so_far(toy: Toy, quick: list[str]) -> None:
+def test_ssul_m_labels_memory_with_every_class_so_far(
+    toy: Toy, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The step's own images show its class and background alone."""
     plan = make_plan([str(toy(images=48))], ["ssul-m"], overrides=[*quick, "ssul-m.memory_size=8"])
     store = Store("r")
@@ -85,12 +89,12 @@ def test_ssul_m_labels_memory_with_every_class_so_far(toy: Toy, quick: list[str]
     def watch(session: Session) -> None:
         plain = session.trainer.batch
 
-        def batch(raw: dict[str, Any]) -> Batch:
+        def batch(raw: Mapping[str, Any]) -> Batch:
             for labels, replayed in zip(raw["labels"], raw.get("replayed", []), strict=False):
                 shown[bool(replayed)] |= set(np.unique(labels.numpy()).tolist()) - {0, 255}
             return plain(raw)
 
-        session.trainer.batch = batch
+        monkeypatch.setattr(session.trainer, "batch", batch)
 
     keys = list(plan.jobs)
     for key in keys:
@@ -117,14 +121,18 @@ def test_the_region_of_eir_is_where_new_classes_stand(monkeypatch: pytest.Monkey
     monkeypatch.setattr(eir, "region_distillation", distance)
     labels = torch.tensor([[[0, 1, 2, 255]]])
 
-    class Output:
-        def __init__(self, n: int) -> None:
-            self.logits = torch.zeros(1, n, 1, 4)
+    class Network(nn.Module):
+        def __init__(self, n_classes: int) -> None:
+            super().__init__()
+            self.n_classes = n_classes
+
+        def forward(self, images: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=torch.zeros(1, self.n_classes, 1, 4))
 
     for region in ("new", "all"):
         built = eir.EIR(eir.EIR.Config(region=region))
         built.step = Step(1, (2,), (1,))
-        batch = Batch(torch.zeros(1, 3, 1, 4), labels, lambda _: Output(3), lambda _: Output(2))
+        batch = Batch(torch.zeros(1, 3, 1, 4), labels, Network(3), Network(2))
         built.losses(batch)
     assert seen[0] is not None
     assert seen[0].tolist() == [[[False, False, True, False]]]

@@ -12,15 +12,13 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 from jobs import train_all
-from plans import plan_of
+from plans import config_of, plan_of
 
 from bench.errors import UserError
 from bench.method import NETWORKS
 from bench.method.registry import METHODS, method, method_names
-from bench.method.resolve import resolve
 from bench.models.network import Network
 from bench.plan.make import make_plan
-from bench.protocol.file import load
 from bench.store.results import Store
 from bench.testing.plugins import Offers
 
@@ -88,7 +86,7 @@ def test_a_method_of_another_package_stands_beside_the_shipped_ones(site: Site) 
     assert "theirs" in method_names()
     spec = method("theirs")
     assert spec.title == "Theirs"
-    assert resolve(spec, load("shapes-6-2"), "small").config.weight == 3  # type: ignore[attr-defined]
+    assert config_of("theirs", "shapes-6-2", "small").weight == 3
 
 
 def test_an_entry_point_may_name_one_class_of_several(site: Site) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from plans import config_of
 
 from bench.errors import UserError
 from bench.method import Later, Method
@@ -31,25 +32,25 @@ def every_method() -> list[str]:
 
 def test_the_last_layer_wins_and_says_so() -> None:
     recipe = resolve(method("mib"), VOC, "published")
-    assert recipe.config.distillation == 100
+    assert config_of("mib", "voc-15-1").distillation == 100
     assert recipe.sources["distillation"] == "mib.toml [published], protocol voc-15-1"
-    assert resolve(method("mib"), load("voc-15-5"), "published").config.distillation == 10
-    assert resolve(method("mib@preset"), VOC, "published").config.distillation == 10
+    assert config_of("mib", "voc-15-5").distillation == 10
+    assert config_of("mib@preset", "voc-15-1").distillation == 10
     given = resolve(method("mib@preset"), VOC, "published", [("distillation", 7)])
-    assert given.config.distillation == 7
+    assert given.config.model_dump()["distillation"] == 7
     assert given.label == "mib@preset[distillation=7]"
     assert given.sources["distillation"] == "--set"
 
 
 def test_published_settings_of_the_table() -> None:
-    plop = resolve(method("plop"), load("ade-100-5"), "published").config
+    plop = config_of("plop", "ade-100-5")
     assert (plop.pod, plop.pod_logits, plop.epochs, plop.label_rule) == (0.001, 0.00001, 60, "plop")
-    short = resolve(method("plop"), load("voc-10-1"), "published").config
+    short = config_of("plop", "voc-10-1")
     assert (short.first_epochs, short.epochs) == (30, 10)
-    assert resolve(method("ewc"), VOC, "published").config.importance == 500
-    assert resolve(method("ewc@plop"), VOC, "published").config.importance == 100
-    assert resolve(method("rw"), VOC, "published").config.importance == 100
-    ssul = resolve(method("ssul"), load("ade-100-50"), "published").config
+    assert config_of("ewc", "voc-15-1").importance == 500
+    assert config_of("ewc@plop", "voc-15-1").importance == 100
+    assert config_of("rw", "voc-15-1").importance == 100
+    ssul = config_of("ssul", "ade-100-50")
     assert (ssul.saliency, ssul.lr, ssul.first_lr, ssul.first_body_lr, ssul.schedule, ssul.crop) == (
         "all",
         0.05,
@@ -59,7 +60,7 @@ def test_published_settings_of_the_table() -> None:
         513,
     )
     for name in ("ft", "lwf", "lwf-mc", "ilt", "pi", "joint"):
-        config = resolve(method(name), VOC, "published").config
+        config = config_of(name, "voc-15-1")
         assert (config.epochs, config.first_lr, config.lr, config.batch_size, config.label_rule) == (
             30,
             0.01,
@@ -96,7 +97,7 @@ def test_controlled_and_small_train_every_method_alike() -> None:
 
 
 def test_step_0_settings_are_folded_in_and_later_ones_left_out_of_its_key() -> None:
-    config = resolve(method("ssul"), VOC, "published").config
+    config = config_of("ssul", "voc-15-1")
     first, later = config.at(0), config.at(1)
     assert (first.lr, first.body_lr, later.body_lr) == (0.01, 0.1, 1.0)
     assert (first.keyed(0), later.keyed(1)) == (config.keyed(0), config.keyed(1))
@@ -108,10 +109,7 @@ def test_step_0_settings_are_folded_in_and_later_ones_left_out_of_its_key() -> N
 
 
 def test_a_protocols_values_are_not_those_of_its_class_orders() -> None:
-    usual, permuted = (
-        resolve(method("mib"), load(name), "published").config.distillation
-        for name in ("voc-15-1", "voc-15-1-b")
-    )
+    usual, permuted = (config_of("mib", name).distillation for name in ("voc-15-1", "voc-15-1-b"))
     assert (usual, permuted) == (100.0, 10.0)
 
 
@@ -231,7 +229,7 @@ def test_tables_of_data_sets_and_protocols_of_ones_own_are_read(offer: Offers, t
     assert (found.config.weight, found.config.lr) == (3, 0.5)  # type: ignore[attr-defined]
     assert found.sources["weight"] == "mine.toml [small], data set toy-set"
     assert found.sources["lr"] == "mine.toml [small], protocol toy-2-1"
-    assert resolve(method("mine"), VOC, "small").config.weight == 2  # type: ignore[attr-defined]
+    assert config_of("mine", "voc-15-1", "small").weight == 2
 
 
 def test_what_a_value_may_not_be_is_said_with_its_place(offer: Offers) -> None:
@@ -261,8 +259,8 @@ def test_what_a_wrapper_says_around_one_method_is_checked_with_that_one(offer: O
     offer(
         "around", Around, "[method]\nradius = 2\n[on.mib.method]\ndistillation = 3\n[on.plop.small]\npod = 7"
     )
-    assert resolve(method("around+mib"), VOC, "small").config.distillation == 3  # type: ignore[attr-defined]
-    assert resolve(method("around+plop"), VOC, "small").config.pod == 7  # type: ignore[attr-defined]
+    assert config_of("around+mib", "voc-15-1", "small").distillation == 3
+    assert config_of("around+plop", "voc-15-1", "small").pod == 7
     offer("around", Around, "[on.mib.small]\npod = 7")
     with pytest.raises(UserError, match=r"around\.toml \[on\.mib\.small\]: unknown setting 'pod'"):
         resolve(method("around+mib"), VOC, "published")

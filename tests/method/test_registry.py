@@ -22,6 +22,7 @@ from bench.store.results import Store
 from bench.testing.plugins import Offers
 from methods.mib import MiB
 from methods.nest import NeST
+from methods.ssul_m import SSULM
 
 Toy = Callable[..., Path]
 
@@ -104,10 +105,10 @@ def test_versions_caveats_and_footnotes_are_those_of_all(offer: Offers) -> None:
     assert spec.version == [4, NeST.version, MiB.version]
     assert spec.cls.caveats == (*Fusion.caveats, *MiB.caveats)
     around = method("second+ssul-m")
-    assert set(method("ssul-m").cls.caveats) <= set(around.cls.caveats)
-    notes = around.cls.footnotes(around.config(memory_size=7))
+    assert set(SSULM.caveats) <= set(around.cls.caveats)
+    notes = around.cls.footnotes(around.config.model_validate({"memory_size": 7}))
     assert "memory of 7 images" in notes  # a wrapper that says nothing leaves them as they are
-    assert notes == method("ssul-m").cls.footnotes(method("ssul-m").config(memory_size=7))
+    assert notes == SSULM.footnotes(SSULM.Config(memory_size=7))
     protocol = load("voc-15-1")
     recipe = resolve(method("fusion+mib"), protocol, "controlled")
     assert footnotes_of(method("fusion+mib"), recipe, protocol) == [
@@ -177,7 +178,7 @@ def test_compositions_that_do_not_hold_are_refused_in_words(offer: Offers, name:
 
 def test_settings_of_a_composition_are_in_its_key(offer: Offers) -> None:
     offer("fusion", Fusion)
-    changes = ([], ["share=0.1"], ["distillation=1"], ["pretuning_epochs=1"])
+    changes: tuple[list[str], ...] = ([], ["share=0.1"], ["distillation=1"], ["pretuning_epochs=1"])
     keys = [plan_of(["fusion+nest+mib"], items).chains[0].keys for items in changes]
     assert len({chain[-1] for chain in keys}) == 4
     assert len({chain[0] for chain in keys}) == 1

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from jobs import images_of, memory_of
+from plans import config_of
 
 import bench
 from bench.method.registry import method
-from bench.method.resolve import resolve
 from bench.models.abn import norm_layers
 from bench.models.build import build_network
 from bench.models.classifier import AuxiliaryClassifier
@@ -40,7 +41,7 @@ def train(protocol: Path, name: str, settings: list[str]) -> list[Path]:
 def test_a_logit_is_its_positive_and_its_negative_part_and_the_bias() -> None:
     classifier = AuxiliaryClassifier(6, [1, 3, 2])
     logits, parts = classifier(torch.randn(2, 6, 4, 4))
-    bias = torch.cat([head.bias for head in classifier.heads[1:]]).view(1, -1, 1, 1)  # type: ignore[misc]
+    bias = torch.cat([head.bias for head in classifier.heads[1:]]).view(1, -1, 1, 1)
     assert logits.shape == (2, 6, 4, 4)
     torch.testing.assert_close(parts["positive"] + parts["negative"] + bias, logits[:, 1:])
 
@@ -51,7 +52,8 @@ def test_the_auxiliary_loss_never_reaches_the_features() -> None:
     logits, _ = classifier(features)
     dkd.auxiliary_bce(logits).sum().backward()
     assert features.grad is None or not features.grad.any()
-    assert classifier.heads[0].weight.grad.any()  # type: ignore[union-attr, operator]
+    auxiliary: Any = classifier.heads[0]
+    assert auxiliary.weight.grad.any()
 
 
 def test_background_and_void_are_negatives_of_the_new_classes() -> None:
@@ -182,7 +184,7 @@ def test_dkd_and_dkd_m_share_step_0(toy: Toy) -> None:
 
 
 def test_published_settings() -> None:
-    voc, ade = (resolve(method("dkd"), load(name), "published").config for name in ("voc-15-1", "ade-100-10"))
+    voc, ade = (config_of("dkd", name) for name in ("voc-15-1", "ade-100-10"))
     assert (voc.first_lr, voc.lr, voc.body_lr, voc.first_body_lr, voc.epochs, voc.batch_size) == (
         0.01,
         0.001,
@@ -201,6 +203,6 @@ def test_published_settings() -> None:
         0.2,
     )
     assert (ade.first_pos_weight, ade.pos_weight) == (35, 35)
-    assert resolve(method("dkd"), load("voc-5-3"), "published").config.batch_size == 32
-    assert resolve(method("dkd@m"), load("voc-15-1"), "published").config.memory_size == 100
-    assert resolve(method("dkd@m"), load("ade-100-10"), "published").config.memory_size == 300
+    assert config_of("dkd", "voc-5-3").batch_size == 32
+    assert config_of("dkd@m", "voc-15-1").memory_size == 100
+    assert config_of("dkd@m", "ade-100-10").memory_size == 300

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import images_of, memory_of
+from jobs import images_of, memory_of, records_of
+from plans import config_of
 
 import bench
 from bench.errors import UserError
-from bench.files import read_json
-from bench.method import replay
 from bench.method.registry import method
-from bench.method.resolve import resolve
 from bench.plan.make import make_plan
 from bench.protocol.file import load
 from bench.store.results import Store
@@ -203,7 +201,7 @@ def test_memory_is_handed_from_step_to_step_and_in_the_artifact(toy: Toy, quick:
     assert memory_of(first) == []
     before: set[str] = set()
     for t, folder in ((1, second), (2, third)):
-        records = replay.kept(read_json(folder / "state.json"))
+        records = records_of(folder)
         assert memory_of(folder) == sorted(record.name for record in records)
         assert 0 < len(records) <= 6
         assert {r.name for r in records} <= before | set(images[t - 1])
@@ -247,14 +245,14 @@ def test_as_published_refuses_a_step_with_one_class(toy: Toy, quick: list[str]) 
 def test_it_is_named_a_reconstruction_with_its_choices() -> None:
     spec = method("eir")
     assert spec.title == "EIR (reconstruction)"
-    notes = spec.cls.footnotes(spec.config(region="all", memory_size=7))
+    notes = eir.EIR.footnotes(eir.EIR.Config(region="all", memory_size=7))
     assert any(note.startswith("reconstruction") for note in notes)
     assert "memory of 7 images" in notes
     assert "region-specific distillation: region all, index fixed" in notes
 
 
 def test_published_settings() -> None:
-    voc = resolve(method("eir"), load("voc-15-1"), "published").config
+    voc = config_of("eir", "voc-15-1")
     assert (voc.first_lr, voc.lr, voc.body_lr, voc.first_body_lr, voc.epochs, voc.batch_size) == (
         0.01,
         0.001,
@@ -270,8 +268,8 @@ def test_published_settings() -> None:
         "eir",
         "deeplab-dkd-resnet101",
     )
-    assert resolve(method("eir"), load("voc-5-3"), "published").config.batch_size == 24
-    assert resolve(method("eir"), load("ade-100-10"), "published").config.memory_size == 300
+    assert config_of("eir", "voc-5-3").batch_size == 24
+    assert config_of("eir", "ade-100-10").memory_size == 300
 
 
 def test_choices_that_only_later_steps_use_share_step_0(toy: Toy) -> None:

@@ -121,7 +121,7 @@ def attached(step: Step) -> mbs.MBS:
     spec = method("mbs")
     found = spec.build(spec.config())
     sizes = [len(step.old) + 1, len(step.classes)]
-    network = build_network("small-vit", found.heads(sizes[:1]), spec.classifier)
+    network: Any = build_network("small-vit", found.heads(sizes[:1]), spec.classifier)
     teacher = build_network("small-vit", found.heads(sizes[:1]), spec.classifier).eval().requires_grad_(False)
     network.classifier.grow(sizes[1])
     found.step, found.network, found.teacher = step, network, teacher

@@ -50,9 +50,9 @@ class Watched:
         def weights() -> Weights:
             return {name: value.clone() for name, value in session.method.network.state_dict().items()}
 
-        def run(index: int, phase: Phase, *more: Any) -> None:
+        def run(index: int, phase: Phase, *more: Any, **named: Any) -> None:
             before = weights()
-            plain(index, phase, *more)
+            plain(index, phase, *more, **named)
             self.seen[phase.name] = before, weights()
             self.scores[phase.name] = session.best.score if session.best else -1.0
 

@@ -31,9 +31,9 @@ SETTINGS = ("epochs=2", "first_epochs=1", "batch_size=4", "crop=32")
 
 def test_similarity_in_batches_is_that_of_single_images() -> None:
     torch.manual_seed(0)
-    exact = {"dtype": torch.float64}  # single precision adds the pixels up to within 1e-5
-    features, logits = torch.randn(6, 8, 4, 4, **exact), torch.randn(6, 3, 32, 32, **exact)
-    old = torch.randn(3, 8, **exact)
+    # single precision adds the pixels up to within 1e-5
+    features, logits = torch.randn(6, 8, 4, 4).double(), torch.randn(6, 3, 32, 32).double()
+    old = torch.randn(3, 8).double()
     labels = torch.randint(0, 5, (6, 32, 32))
     labels[labels == 1] = 255
     single, batched = ClassSimilarity(old, 2), ClassSimilarity(old, 2)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from jobs import images_of, memory_of
+from jobs import images_of, memory_of, records_of
+from plans import config_of
+from torch import nn
 
 import bench
-from bench.files import read_json
-from bench.method import replay
+from bench.api import Run
 from bench.method.batch import Batch
 from bench.method.registry import method
 from bench.method.resolve import resolve
@@ -21,6 +22,7 @@ from bench.plan.make import make_plan
 from bench.protocol.file import load
 from bench.store.results import Store
 from methods.ssul import BACKGROUND, UNKNOWN, bce_ignore_multi_head
+from methods.ssul_m import SSULM
 
 Toy = Callable[..., Path]
 
@@ -31,13 +33,13 @@ def one_thread() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def artifacts(run: bench.Run, name: str) -> list[Path]:
+def artifacts(run: Run, name: str) -> list[Path]:
     """Artifact folders of a method's steps."""
     chain = next(c for c in run.plan.chains if c.method.partition("[")[0] == name)
     return [Store("results").artifact(key) for key in chain.keys]
 
 
-def train(protocol: Path, methods: list[str], settings: list[str]) -> bench.Run:
+def train(protocol: Path, methods: list[str], settings: list[str]) -> Run:
     run = bench.run(str(protocol), methods, cluster="inline", set=settings, results="results")
     assert run.outcome.ok
     return run
@@ -61,8 +63,8 @@ def test_step_0_is_that_of_ssul_in_every_track(toy: Toy) -> None:
 
 
 def test_published_memory_sizes() -> None:
-    assert resolve(method("ssul-m"), load("voc-15-1"), "published").config.memory_size == 100
-    assert resolve(method("ssul-m"), load("ade-100-10"), "published").config.memory_size == 300
+    assert config_of("ssul-m", "voc-15-1").memory_size == 100
+    assert config_of("ssul-m", "ade-100-10").memory_size == 300
 
 
 def test_memory_is_handed_from_step_to_step_and_in_the_artifact(toy: Toy, quick: list[str]) -> None:
@@ -71,7 +73,7 @@ def test_memory_is_handed_from_step_to_step_and_in_the_artifact(toy: Toy, quick:
     assert memory_of(first) == []
     records = {}
     for folder in (second, third):
-        records[folder] = replay.kept(read_json(folder / "state.json"))
+        records[folder] = records_of(folder)
         assert len(records[folder]) == 6
         assert memory_of(folder) == sorted(record.name for record in records[folder])
     images = {t: set(images_of(protocol)[t]) for t in (0, 1)}
@@ -121,10 +123,9 @@ def test_labels_from_memory_are_as_published_or_shifted(unknown: bool) -> None:
     labels = torch.tensor([[[0, 1, 2, 255]], [[0, 1, 2, 255]]])
     salient = torch.tensor([[[0, 0, 0, 0]], [[9, 9, 9, 9]]])
     extra: dict[str, Any] = {"saliency": salient, "replayed": torch.tensor([False, True])}
-    batch = Batch(torch.zeros(2, 3, 1, 4), labels, None, None, extra)  # type: ignore[arg-type]
-    spec = method("ssul-m")
+    batch = Batch(torch.zeros(2, 3, 1, 4), labels, nn.Identity(), None, extra)
     for how in ("as_published", "shifted"):
-        encoded = spec.build(spec.config(memory_labels=how, unknown=unknown)).encode(batch)  # type: ignore[attr-defined]
+        encoded = SSULM(SSULM.Config(memory_labels=how, unknown=unknown)).encode(batch)
         if not unknown:
             assert torch.equal(encoded, labels)
             continue
@@ -133,10 +134,9 @@ def test_labels_from_memory_are_as_published_or_shifted(unknown: bool) -> None:
 
 
 def test_footnotes_name_memory_annotation_and_labels() -> None:
-    spec = method("ssul-m")
-    notes = spec.cls.footnotes(spec.config(memory_size=7))
+    notes = SSULM.footnotes(SSULM.Config(memory_size=7))
     assert "memory of 7 images" in notes
     assert any("labels of all classes so far" in note for note in notes)
     assert any("not shifted" in note for note in notes)
-    assert not any("not shifted" in note for note in spec.cls.footnotes(spec.config(memory_labels="shifted")))
-    assert spec.cls.footnotes(spec.config(memory_size=0)) == []
+    assert not any("not shifted" in note for note in SSULM.footnotes(SSULM.Config(memory_labels="shifted")))
+    assert SSULM.footnotes(SSULM.Config(memory_size=0)) == []

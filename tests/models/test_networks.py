@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +24,11 @@ def n_parameters(module: nn.Module) -> int:
 
 def test_sizes_of_the_published_networks() -> None:
     """spec/protocol.md section 6, spec/ssul.md section 4: counted on the original code."""
-    mib = build_network("deeplab-abn-resnet101", [16, 1])
+    mib: Any = build_network("deeplab-abn-resnet101", [16, 1])
     assert n_parameters(mib.body) == 42_500_160
     assert n_parameters(mib.head) == 15_535_104
     assert n_parameters(mib.classifier) == 257 * 17
-    ssul = build_network("deeplab-resnet101", [1, 1, 15], "conv-heads")
+    ssul: Any = build_network("deeplab-resnet101", [1, 1, 15], "conv-heads")
     assert n_parameters(ssul.body) == 42_500_160
     assert n_parameters(ssul.head) == 15_535_104
     assert n_parameters(ssul.classifier) == 3 * 590_336 + 257 * 17
@@ -36,7 +38,7 @@ def test_sizes_of_the_published_networks() -> None:
     "name", ["deeplab-abn-resnet18", "deeplab-resnet18", "deeplab-dkd-resnet18", "small"]
 )
 def test_outputs_have_the_documented_shapes(name: str) -> None:
-    network = build_network(name, [4, 2]).eval()
+    network: Any = build_network(name, [4, 2]).eval()
     out = network(torch.randn(2, 3, 64, 64))
     assert out.logits.shape == (2, 6, 64, 64)
     assert out.small_logits.shape[:2] == (2, 6)
@@ -47,14 +49,14 @@ def test_outputs_have_the_documented_shapes(name: str) -> None:
 
 
 def test_the_last_stage_is_dilated_in_every_block_of_the_mib_family_but_not_in_torchvisions_first() -> None:
-    ours = build_network("deeplab-abn-resnet50", [2]).body.get_submodule("mod5")
-    assert [block.convs.conv2.dilation for block in ours.children()] == [(2, 2)] * 3
-    theirs = build_network("deeplab-resnet50", [2]).body.get_submodule("layer4")
-    assert [block.conv2.dilation for block in theirs.children()] == [(1, 1), (2, 2), (2, 2)]
+    ours: Any = build_network("deeplab-abn-resnet50", [2])
+    assert [block.convs.conv2.dilation for block in ours.body.mod5.children()] == [(2, 2)] * 3
+    theirs: Any = build_network("deeplab-resnet50", [2])
+    assert [block.conv2.dilation for block in theirs.body.layer4.children()] == [(1, 1), (2, 2), (2, 2)]
 
 
 def test_a_classifier_grows_and_keeps_what_it_knows() -> None:
-    network = build_network("small", [4]).eval()
+    network: Any = build_network("small", [4]).eval()
     x = torch.randn(1, 3, 32, 32)
     before = network(x).logits
     network.classifier.grow(2)
@@ -107,6 +109,8 @@ def test_a_whole_network_with_the_package_gives_the_same_numbers() -> None:
     plain.train()(x).logits.square().mean().backward()
     inplace.train()(x.clone()).logits.square().mean().backward()
     for (name, p), q in zip(plain.named_parameters(), inplace.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
         scale = float(p.grad.abs().max()) + 1e-6
         assert float((p.grad - q.grad).abs().max()) < 1e-5 * scale, name
 
@@ -123,13 +127,13 @@ def checkpoint_of(body: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_an_in_place_abn_checkpoint_is_loaded_with_and_without_its_prefix(tmp_path: Path) -> None:
-    network = build_network("deeplab-abn-resnet18", [4])
+    network: Any = build_network("deeplab-abn-resnet18", [4])
     state = checkpoint_of(network.body)
     extra = {"module.classifier.fc.weight": torch.zeros(3), "module.classifier.fc.bias": torch.zeros(3)}
     torch.save({"state_dict": {**state, **extra}, "epoch": 3}, tmp_path / "prefixed.pth.tar")
     torch.save({key.removeprefix("module."): value for key, value in state.items()}, tmp_path / "plain.pth")
     for name in ("prefixed.pth.tar", "plain.pth"):
-        fresh = build_network("deeplab-abn-resnet18", [4])
+        fresh: Any = build_network("deeplab-abn-resnet18", [4])
         load_pretrained(fresh, "deeplab-abn-resnet18", str(tmp_path / name))
         for key, value in fresh.body.state_dict().items():
             assert torch.equal(value, state[f"module.{key}"]), key
@@ -147,12 +151,12 @@ def test_torchvision_weights_fit_both_families(tmp_path: Path) -> None:
             nn.init.normal_(module.bias)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
     for name in ("deeplab-resnet18", "deeplab-abn-resnet18"):
-        network = build_network(name, [4])
+        network: Any = build_network(name, [4])
         load_pretrained(network, name, str(tmp_path / "resnet18.pth"))
-        stem = "stem" if name == "deeplab-resnet18" else "mod1"
-        assert torch.equal(network.body.state_dict()[f"{stem}.conv1.weight"], reference.conv1.weight)
-    body = network.body
-    assert isinstance(body, ResNetABN)
+        first = "stem" if name == "deeplab-resnet18" else "mod1"
+        assert torch.equal(network.body.state_dict()[f"{first}.conv1.weight"], reference.conv1.weight)
+    assert isinstance(network.body, ResNetABN)
+    body: Any = network.body
     shortcut = body.state_dict()["mod5.block1.proj_conv.weight"]
     assert torch.equal(shortcut, reference.layer4[0].downsample[0].weight)
     # With the same activation the two bodies agree up to the stage where their dilations differ.
@@ -175,7 +179,9 @@ def test_torchvision_weights_fit_both_families(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unusable_weights_are_refused_in_one_line(tmp_path: Path, make: object, words: str) -> None:
+def test_unusable_weights_are_refused_in_one_line(
+    tmp_path: Path, make: Callable[[Path], object], words: str
+) -> None:
     path = tmp_path / "weights.pth"
     make(path)
     with pytest.raises(UserError) as caught:
@@ -186,7 +192,8 @@ def test_unusable_weights_are_refused_in_one_line(tmp_path: Path, make: object, 
 
 def test_weights_cut_off_in_the_middle(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    torch.save(checkpoint_of(build_network("deeplab-abn-resnet18", [4]).body), path)
+    network: Any = build_network("deeplab-abn-resnet18", [4])
+    torch.save(checkpoint_of(network.body), path)
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(UserError, match="cannot be read"):
         load_pretrained(build_network("deeplab-abn-resnet18", [4]), "deeplab-abn-resnet18", str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def tiny(image_size: int = 32) -> VisionTransformer:
 
 def test_the_network_of_the_paper() -> None:
     with torch.device("meta"):
-        network = build_network("segmenter-vit-b16", [1, 15, 1], "mask-transformer")
+        network: Any = build_network("segmenter-vit-b16", [1, 15, 1], "mask-transformer")
     unused = 768 * 20 + 20  # the released encoder carries a linear head that nothing reads
     assert n_parameters(network.body) == 86_449_940 - unused
     assert n_parameters(network) == 102_410_550 - unused
@@ -207,7 +208,7 @@ def timm_checkpoint(side: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_checkpoint_of_timm_with_its_position_embedding_resized(
-    registered: Network, tmp_path: Path, suffix: str
+    registered: Any, tmp_path: Path, suffix: str
 ) -> None:
     state = timm_checkpoint(side=3)
     path = tmp_path / f"vit.{suffix}"
@@ -221,7 +222,7 @@ def test_a_checkpoint_of_timm_with_its_position_embedding_resized(
     torch.testing.assert_close(loaded["pos_embed"], torch.cat([state["pos_embed"][:, :1], bicubic], dim=1))
 
 
-def test_the_weights_of_torchvision_give_its_features(registered: Network, tmp_path: Path) -> None:
+def test_the_weights_of_torchvision_give_its_features(registered: Any, tmp_path: Path) -> None:
     norm = functools.partial(nn.LayerNorm, eps=1e-5)
     theirs = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3, norm_layer=norm).eval()
     nn.init.normal_(theirs.heads.head.weight)
@@ -252,7 +253,7 @@ def test_names_of_the_published_torchvision_file() -> None:
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    registered: Network, tmp_path: Path, change: object, first: str
+    registered: Any, tmp_path: Path, change: object, first: str
 ) -> None:
     state = timm_checkpoint(side=4)
     change(state)  # type: ignore[operator]

@@ -72,10 +72,9 @@ def test_two_processes_train_as_one_does_and_a_batch_that_does_not_divide_is_ref
     assert train(plan, one, [first, second], 1) == [(0, "")]
     shutil.copytree(one.artifact(first), two.artifact(first))
     assert [status for status, _ in train(both, two, [second, refused], 2)] == [1, 1]
-    assert (
-        two.state(refused).failure.error
-        == "batch_size = 3 is the size over all processes and does not divide by 2 processes"
-    )
+    failure = two.state(refused).failure
+    assert failure is not None
+    assert failure.error == "batch_size = 3 is the size over all processes and does not divide by 2 processes"
 
     assert two.state(second).state == "done"
     logs = [

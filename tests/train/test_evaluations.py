@@ -115,7 +115,7 @@ def test_evaluations_stand_in_the_plan_below_what_they_test(toy: Toy, quick: lis
     for key in set(every.jobs) - set(plan.jobs):
         job = every.jobs[key]
         assert job.parent in plan.jobs
-        assert key in every.descendants({job.parent})
+        assert key in every.descendants({str(job.parent)})
         assert key_of(job.inputs) == key
         assert every.record(key).inputs == job.inputs
         assert (job.iterations, job.inputs.records, job.inputs.training) == (0, {}, {})

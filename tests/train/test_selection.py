@@ -113,9 +113,14 @@ def test_how_often_a_step_is_validated(
 ) -> None:
     trainer, data = opened(PROTOCOL, 1, np.zeros((2, 8, 8), int), np.zeros((2, 8, 8), int), [{7}, {7}], 2)
     at: list[int] = []
-    monkeypatch.setattr(BestOnTest, "validate", lambda best: at.append(0) or 0.0)
+
+    def validate(best: BestOnTest) -> float:
+        at.append(0)
+        return 0.0
+
+    monkeypatch.setattr(BestOnTest, "validate", validate)
     best = BestOnTest(trainer, data, validations)
-    validated = []
+    validated: list[int] = []
     for done in range(1, total + 1):
         best.after_iteration(done, total)
         validated += [done] * (len(at) - len(validated))
