@@ -13,12 +13,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from bench.lazy import at_least_float32, torch
-from bench.method import IGNORE, Later, Method, cross_entropy_map
+from bench.method import IGNORE, Later, Method, Neutral, cross_entropy_map
 from methods.mib import background_classifier_init
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class EntropyThresholds:
         base: the least threshold.
         mode: "entropy" as published, or "probability": of the highest probability, in 20 bins (PLOP's variant
             "median").
+        limit: most that a bin counts; None for no limit.
 
     Source: spec/plop.md section 4. The median's running sum adds bin indices, not counts, and is kept so.
     """
@@ -63,8 +64,10 @@ class EntropyThresholds:
         n_classes: int,
         base: float = 0.001,
         mode: Literal["entropy", "probability"] = "entropy",
+        limit: int | None = None,
     ) -> None:
         self.n_old_classes, self.n_classes, self.base, self.mode = n_old_classes, n_classes, base, mode
+        self.limit = limit
         self.max_value = math.log(n_classes) if mode == "entropy" else 1.0
         self.bins = BINS if mode == "entropy" else 20
         self.histogram = torch.zeros(n_classes, self.bins, dtype=torch.long)
@@ -82,7 +85,7 @@ class EntropyThresholds:
 
     def thresholds(self) -> Tensor:
         """float32 [C]; inf accepts every pixel predicted as the class, NaN none."""
-        histogram = self.histogram.cpu()
+        histogram = self.histogram.cpu().clamp(max=self.limit) if self.limit else self.histogram.cpu()
         out = torch.zeros(self.n_classes)
         for c in range(self.n_classes):
             total = histogram[c].sum()
@@ -283,6 +286,9 @@ class PLOP(Method):
         """Windows a side of Local POD."""
         base_threshold: Later[float] = Field(0.001, ge=0)
         """Least entropy threshold."""
+        histogram_limit: Later[Annotated[int | None, Neutral(None)]] = Field(None, ge=1)
+        """Most pixels that a bin of the entropies' histogram counts: 2^24 where a code counts in single
+        precision (EWF's, not PLOP's); None for no limit."""
 
     def init_classifier(self) -> None:
         background_classifier_init(self.network.classifier)
@@ -296,7 +302,10 @@ class PLOP(Method):
         from bench.distributed import summed
 
         assert self.teacher is not None
-        found = EntropyThresholds(self.step.n_old, self.step.n_classes, self.config.base_threshold)
+        c = self.config
+        found = EntropyThresholds(
+            self.step.n_old, self.step.n_classes, c.base_threshold, limit=c.histogram_limit
+        )
         for batch in self.data.stream(epoch=0):
             found.update(batch.teacher.logits, batch.labels)
         found.histogram = summed(found.histogram.to(next(self.teacher.parameters()).device))

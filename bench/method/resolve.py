@@ -54,9 +54,15 @@ class Resolved:
     notes: tuple[str, ...] = ()
 
 
-def _with_models(recipes: Sequence[Recipe], track: str) -> list[Scoped]:
-    """The tables of a track, each after the training settings of the recipe that it says it is like."""
-    return [scoped for recipe in recipes for scoped in _with_model(recipe, recipe.table(track), track)]
+def _tables(spec: MethodSpec, kind: str) -> list[Scoped]:
+    """What recipes say in tables of a kind ("method" or a track): the wrapped method's first, then its
+    wrapper's, then what the wrapper has around that method alone, in [on.<method>.<kind>]."""
+    recipe = spec.recipes[-1]
+    own = _with_model(recipe, recipe.table(kind), kind)
+    if spec.base is None:
+        return own
+    around = recipe.around.get(spec.base.plain, {}).get(kind)
+    return [*_tables(spec.base, kind), *own, *([around] if around else [])]
 
 
 def _with_model(recipe: Recipe, scoped: Scoped, track: str) -> list[Scoped]:
@@ -74,15 +80,7 @@ def _with_model(recipe: Recipe, scoped: Scoped, track: str) -> list[Scoped]:
 
 def published_on(spec: MethodSpec) -> list[str]:
     """Data sets and protocols that a method's published recipe names."""
-    return sorted({name for scoped in _with_models(spec.recipes, PUBLISHED) for name in scoped.scopes})
-
-
-def _around(spec: MethodSpec, kind: str) -> list[Scoped]:
-    """What wrappers have for the method they wrap alone, in tables [on.<method>.<kind>]."""
-    if spec.base is None:
-        return []
-    scoped = spec.recipes[-1].around.get(spec.base.plain, {}).get(kind)
-    return [*_around(spec.base, kind), *([scoped] if scoped else [])]
+    return sorted({name for scoped in _tables(spec, PUBLISHED) for name in scoped.scopes})
 
 
 def _chosen(spec: MethodSpec, track: str) -> list[Scoped]:
@@ -99,7 +97,7 @@ def _chosen(spec: MethodSpec, track: str) -> list[Scoped]:
 def told(spec: MethodSpec, protocol: Protocol, track: str) -> list[str]:
     """What the recipes of a track say of a protocol: footnotes, and whether anybody ran these values
     there."""
-    tables = [*_with_models(spec.recipes, track), *_around(spec, track), *_chosen(spec, track)]
+    tables = [*_tables(spec, track), *_chosen(spec, track)]
     notes = [note for scoped in tables for note in scoped.about(scoped.notes, protocol)]
     ran = next((scoped for scoped in reversed(tables) if scoped.ran is not None), None)
     if ran is not None and not any(fnmatch.fnmatch(protocol.name, word) for word in ran.ran or ()):
@@ -120,14 +118,13 @@ def layers(spec: MethodSpec, protocol: Protocol, track: str) -> list[Layer]:
         UserError: unknown track, or no published recipe for this data set.
     """
     found = TRACKS.find(track, where="--track")
-    stack = [layer for recipe in spec.recipes for layer in recipe.table("method").layers(protocol)]
-    stack += [layer for scoped in _around(spec, "method") for layer in scoped.layers(protocol)]
-    tables = _with_models(spec.recipes, track)
+    stack = [layer for scoped in _tables(spec, "method") for layer in scoped.layers(protocol)]
+    tables = _tables(spec, track)
     if track == PUBLISHED and not any(protocol.dataset.name in scoped.scopes for scoped in tables):
         what = f"no published recipe for data set {protocol.dataset.name!r}"
         raise UserError(f"{spec.name}: {what}; use --track small or --track controlled")
     stack += found.table.layers(protocol)
-    later = (*tables, *_around(spec, track), *_chosen(spec, track))
+    later = (*tables, *_chosen(spec, track))
     return [*stack, *(layer for scoped in later for layer in scoped.layers(protocol))]
 
 

@@ -60,6 +60,7 @@ def test_there_are_all_open_cases() -> None:
         "chain-plop": (1, 1),
         "chain-ssul": (3, 3),
         "eir": (45, 15),
+        "ewf": (9, 3),
         "mbs": (42, 14),
         "mib": (99, 33),
         "nest": (18, 6),

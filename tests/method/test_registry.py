@@ -163,7 +163,7 @@ def test_wildcards_stand_for_what_can_be_wrapped(offer: Offers) -> None:
             "'fusion' works on a classifier of kind 'linear', and that of 'second+ssul' is 'conv-heads'",
         ),
         ("fusion+nest", "'nest' wraps another method; write for example nest+ft"),
-        ("fusion+mib+nest", "'mib' does not wrap another method; those that do: fusion, nest, second"),
+        ("fusion+mib+nest", "'mib' does not wrap another method; those that do: ewf, fusion, nest, second"),
         ("fusion@wide+mib", "unknown variant 'wide'"),
         ("fusin+mib", "unknown method 'fusin'; did you mean 'fusion'?"),
     ],
