@@ -32,6 +32,9 @@ class Batches(typing.Protocol):
     def __iter__(self) -> Iterator[dict[str, Tensor]]: ...
 
 
+LEAST_INTERVAL = 100
+"""Iterations between two validations are never fewer, unless a method says otherwise."""
+
 State = MutableMapping[str, Any]
 """What a method keeps: tensors and JSON values by name. Saved with every checkpoint and handed to the next
 step."""
@@ -286,6 +289,10 @@ class Method:
     def selection(self) -> str:
         """Which iterate this step hands on: "last" or "best-on-test"."""
         return str(self.config.selection)
+
+    def validation_interval(self, total: int) -> int:
+        """Iterations between two validations under selection = "best-on-test", of `total` in the phase."""
+        return max(LEAST_INTERVAL, total // self.validations)
 
     def end_step(self) -> None:
         """Leave in `state` what the next step needs; may change the weights, which are saved, tested and

@@ -202,8 +202,15 @@ def footnotes_of(spec: MethodSpec, recipe: Resolved, protocol: Protocol) -> list
         notes.append(note)
     if recipe.config.augmentation in ("scale-crop", "resize-scale-crop"):
         notes.append("padding around images is trained as background")
-    if recipe.config.selection != "last":
-        notes.append("each step hands on the iterate that scores best on the test images of its classes")
+    selecting = [recipe.config.at(step).selection != "last" for step in (0, 1)]
+    if any(selecting):
+        which = {
+            (True, True): "each step",
+            (True, False): "step 0",
+            (False, True): "each step after the first",
+        }
+        who = which[selecting[0], selecting[1]]
+        notes.append(f"{who} hands on the iterate that scores best on the test images of its classes")
     return [*notes, *recipe.notes]
 
 
@@ -230,9 +237,11 @@ class _ChainMaker:
         folded = config.at(t)
         n, images = self.expansion.images(t, folded.label_rule)
         batch = folded.batch_size
-        if n < batch and not self.smoke:
-            what = f"{n} training images are fewer than batch_size = {batch}, so an epoch would be empty"
-            cure = f"use for example --set batch_size={max(1, n // 2)}"
+        lengths = owner.cls.lengths(folded, t, n).values()
+        fewest = min(n, *(length.images for length in lengths))  # a phase may take a part of them
+        if fewest < batch and not self.smoke:
+            what = f"{fewest} training images are fewer than batch_size = {batch}, so an epoch would be empty"
+            cure = f"use for example --set batch_size={max(1, fewest // 2)}"
             raise UserError(f"{protocol.label}, step {t}: {what}; {cure}")
         keyed = config.keyed(t)
         if keyed.get("pretrained") not in (None, "", "imagenet"):
@@ -257,7 +266,6 @@ class _ChainMaker:
         plain = content_digest(content)
         content["records"] = records
         recorders = {kind.name: f"{kind.__module__}:{kind.__qualname__}" for kind in self.spec.cls.recorders}
-        lengths = owner.cls.lengths(folded, t, n).values()
         iterations = SMOKE_ITERATIONS if self.smoke else sum(length.count(batch) for length in lengths)
         return Part(
             content,

@@ -13,9 +13,6 @@ from bench.score.iou import class_iou
 from bench.train.evaluate import evaluate
 from bench.train.trainer import Trainer
 
-LEAST_INTERVAL = 100
-"""Iterations between two validations are never fewer."""
-
 
 class BestOnTest:
     """Keeps the weights that score best on the test images that show the step's own classes.
@@ -24,8 +21,8 @@ class BestOnTest:
     validated; then the last iterate stays, where the authors' code keeps the untrained network.
     """
 
-    def __init__(self, trainer: Trainer, data: StepData, validations: int) -> None:
-        self.trainer, self.data, self.validations = trainer, data, validations
+    def __init__(self, trainer: Trainer, data: StepData) -> None:
+        self.trainer, self.data = trainer, data
         labels, presence = rule(data.config.label_rule), data.index["test"].presence
         self.positions = labels.images("validation", data.protocol, data.step.index, presence)
         self.images = data.test_images(self.positions)
@@ -33,8 +30,8 @@ class BestOnTest:
         self.weights: dict[str, Tensor] = {}
 
     def after_iteration(self, done: int, total: int) -> None:
-        """Validate after every max(100, total // validations) iterations."""
-        if done % max(LEAST_INTERVAL, total // self.validations):
+        """Validate as often as the method says."""
+        if done % self.trainer.method.validation_interval(total):
             return
         value = self.validate()
         if value > self.score:

@@ -108,7 +108,7 @@ class Session:
     def train(self) -> None:
         """Begin the step, or go on from its checkpoint; train every phase; leave what the next step needs."""
         if self.method.selection() == "best-on-test":
-            self.best = BestOnTest(self.trainer, self.data, self.method.validations)
+            self.best = BestOnTest(self.trainer, self.data)
         with Stop() as self.trainer.stop:
             self._train_phases(*self.resume_or_begin())
         if self.best:

@@ -14,7 +14,7 @@ from golden_steps import Steps
 
 from bench.data.augment import MEAN, STD
 from bench.score.conventions import convention
-from bench.train.selection import LEAST_INTERVAL, BestOnTest
+from bench.train.selection import BestOnTest
 
 LAYOUT = ("weight_order", "weight_shapes", "classes_per_step", "iterations_per_step", "background")
 """Parameters of a case that are no setting, in every family."""
@@ -190,7 +190,7 @@ class Chain:
 
     def check_interval(self, index, session):
         """Complain if the engine's interval of validations is not the case's."""
-        interval = max(LEAST_INTERVAL, self.p["iterations_per_step"][index] // session.method.validations)
+        interval = session.method.validation_interval(self.p["iterations_per_step"][index])
         if interval != self.p["validation_interval"]:
             raise ValueError(
                 f"the engine validates every {interval} iterations, not {self.p['validation_interval']}"

@@ -175,7 +175,7 @@ def test_without_epochs_only_the_similarity_initialises(toy: Toy) -> None:
 
 
 def test_selection_considers_the_main_phase_only(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.train.selection.LEAST_INTERVAL", 1)
+    monkeypatch.setattr("bench.method.interface.LEAST_INTERVAL", 1)
     job = run_last(plan_of(toy(then=2), "nest+mib", ["selection=best-on-test"]), Store("r"))
     assert job.scores["pre-tuning"] < 0 <= job.scores["training"]
 

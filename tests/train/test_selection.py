@@ -77,7 +77,7 @@ def test_the_first_best_iterate_is_handed_on(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, case: str, dies: bool
 ) -> None:
     """Also if the job is interrupted between its epochs."""
-    monkeypatch.setattr("bench.train.selection.LEAST_INTERVAL", 1)
+    monkeypatch.setattr("bench.method.interface.LEAST_INTERVAL", 1)
     (scores, best), store = SCORES[case], Store("r")
     plan, key = four_validations(toy)
     scored = told(monkeypatch, scores)
@@ -119,7 +119,8 @@ def test_how_often_a_step_is_validated(
         return 0.0
 
     monkeypatch.setattr(BestOnTest, "validate", validate)
-    best = BestOnTest(trainer, data, validations)
+    monkeypatch.setattr(type(trainer.method), "validations", validations)
+    best = BestOnTest(trainer, data)
     validated: list[int] = []
     for done in range(1, total + 1):
         best.after_iteration(done, total)
@@ -149,12 +150,12 @@ def test_a_validation_is_the_mean_over_the_steps_classes(rule: str, index: int) 
     own = list(range(step.n_old, step.n_classes))
     scored = true != 255
     expected = jaccard_score(true[scored], predicted[scored], labels=own, average="macro", zero_division=0)
-    assert BestOnTest(trainer, data, 100).validate() == pytest.approx(expected, abs=1e-6)
+    assert BestOnTest(trainer, data).validate() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_phase_before_the_last_is_no_candidate(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """NeST's pre-tuning trains another network than the one that is scored."""
-    monkeypatch.setattr("bench.train.selection.LEAST_INTERVAL", 1)
+    monkeypatch.setattr("bench.method.interface.LEAST_INTERVAL", 1)
     settings = ["first_epochs=1", "epochs=1", "batch_size=6", "crop=32", "nest+mib.pretuning_epochs=1"]
     plan = make_plan([str(toy(then=2))], ["nest+mib"], overrides=[*settings, "selection=best-on-test"])
     store = Store("r")

@@ -147,7 +147,7 @@ class SelectsFirst(Method):
 
 
 def test_iterates_are_selected_by_step(toy: Toy, offer: Offers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.train.selection.LEAST_INTERVAL", 1)
+    monkeypatch.setattr("bench.method.interface.LEAST_INTERVAL", 1)
     offer("chosen", SelectsFirst)
     plan, store = plan_of(toy, "chosen"), Store("r")
     first, second = plan.jobs
@@ -272,7 +272,7 @@ class MaskMethod(Method):
 def test_a_network_without_logits_is_trained_tested_and_selected(
     toy: Toy, offer: Offers, selection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.train.selection.LEAST_INTERVAL", 1)
+    monkeypatch.setattr("bench.method.interface.LEAST_INTERVAL", 1)
     NETWORKS.add("masks", MaskKind())
     offer("masked", MaskMethod)
     plan = plan_of(toy, "masked", "network=masks", f"selection={selection}", "first_epochs=4")
@@ -334,7 +334,7 @@ def test_named_maps_reach_the_batch_with_their_padding(toy: Toy, offer: Offers, 
 
 
 def test_validations_leave_no_process(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.train.selection.LEAST_INTERVAL", 1)
+    monkeypatch.setattr("bench.method.interface.LEAST_INTERVAL", 1)
     monkeypatch.setattr("bench.train.session.default_workers", lambda *_: 2)
     plan, store = plan_of(toy, "ft", "selection=best-on-test", first=4), Store("r")
     (key,) = plan.jobs
