@@ -256,6 +256,11 @@ def method(name: str) -> MethodSpec:
             f"{name}: {plain!r} works on a classifier of kind {kinds}, and that of {rest!r} is "
             f"{base.classifier!r}"
         )
+    rival = _initialiser(base)
+    if rival and _initialises(cls):
+        raise UserError(
+            f"{name}: {plain!r} and {rival!r} both initialise the new classifier; take one of them"
+        )
     both = _composed(cls, base.cls)
     recipe.check(both.Config.model_fields)
     for scoped in recipe.around.get(base.plain, {}).values():
@@ -275,6 +280,18 @@ def _check_around(recipe: Recipe, wraps: bool) -> None:
         for part in wrapped.split("+"):
             if part not in METHODS and any(is_slip(part, name) for name in METHODS.known()):
                 raise unknown("method", part, METHODS.known(), where)
+
+
+def _initialises(wrapper: type[Method]) -> bool:
+    """Whether a wrapper initialises the new classifier in the place of the method that it wraps."""
+    return "init_classifier" in vars(wrapper)
+
+
+def _initialiser(spec: MethodSpec | None) -> str:
+    """The wrapper of a composition that initialises the new classifier; "" for none."""
+    if spec is None or spec.base is None:
+        return ""
+    return spec.plain.partition("+")[0] if _initialises(spec.own) else _initialiser(spec.base)
 
 
 def _composed(own: type[Method], base: type[Method]) -> type[Method]:

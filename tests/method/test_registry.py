@@ -163,7 +163,11 @@ def test_wildcards_stand_for_what_can_be_wrapped(offer: Offers) -> None:
             "'fusion' works on a classifier of kind 'linear', and that of 'second+ssul' is 'conv-heads'",
         ),
         ("fusion+nest", "'nest' wraps another method; write for example nest+ft"),
-        ("fusion+mib+nest", "'mib' does not wrap another method; those that do: ewf, fusion, nest, second"),
+        ("awt+fusion+nest+mib", "'awt' and 'nest' both initialise the new classifier; take one of them"),
+        (
+            "fusion+mib+nest",
+            "'mib' does not wrap another method; those that do: awt, ewf, fusion, nest, second",
+        ),
         ("fusion@wide+mib", "unknown variant 'wide'"),
         ("fusin+mib", "unknown method 'fusin'; did you mean 'fusion'?"),
     ],
