@@ -1,7 +1,8 @@
 """The published recipes, value by value, against what the authors' parsers made of their own scripts.
 
-Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs section
-3, eir sections 3 and 7, nest section 6. Each row: method, task, then (step 0, later) of what is named.
+Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs
+section 3, eir sections 3 and 7, nest section 6, ewf section 3, awt section 4. Each row: method, task, then
+(step 0, later) of what is named.
 """
 
 from __future__ import annotations
@@ -301,6 +302,98 @@ EXPECTED = [
         "fp16",
         freeze_old_classifier=only(False),
     ),
+    *row(
+        ("ewf+mib",),
+        ("voc-19-1", "voc-15-5", "voc-15-1", "voc-10-1", "voc-5-3"),
+        24,
+        (0.01, 0.001),
+        (30, 30),
+        "plop",
+        "fp16",
+        distillation=only(10.0),
+        fused_share=only(1.0),
+    ),
+    *row(
+        ("ewf+plop",),
+        VOC,
+        24,
+        (0.01, 0.001),
+        (30, 30),
+        "plop",
+        "fp16",
+        pod=only(0.01),
+        pod_logits=only(0.0005),
+        base_threshold=only(0.001),
+        histogram_limit=only(2**24),
+    ),
+    *row(("ewf+mib",), ("ade-100-50",), 24, (0.01, 0.001), (60, 60), "plop", "fp16", distillation=only(10.0)),
+    *row(
+        ("ewf+mib",),
+        ("ade-100-10", "ade-100-5"),
+        24,
+        (0.01, 0.001),
+        (60, 60),
+        "plop",
+        "fp16",
+        distillation=only(100.0),
+    ),
+    *row(
+        ("awt+mib",),
+        ("voc-15-5", "voc-15-1", "voc-10-1", "voc-5-3"),
+        24,
+        (0.02, 0.001),
+        (30, 30),
+        "plop",
+        "fp16",
+        distillation=only(10.0),
+        percent=only(25.0),
+        attribution=only("union"),
+        attribution_images=only(None),
+    ),
+    *row(
+        ("awt+mib",),
+        ("ade-100-50", "ade-100-10"),
+        24,
+        (0.02, 0.001),
+        (60, 60),
+        "plop",
+        "fp16",
+        distillation=only(10.0),
+        attribution=only("accumulated"),
+        attribution_images=only(2000),
+    ),
+    *row(
+        ("awt+mib",),
+        ("ade-50-50",),
+        24,
+        (0.02, 0.001),
+        (60, 60),
+        "plop",
+        "fp16",
+        attribution=only("accumulated"),
+        attribution_images=only(5000),
+    ),
+    *row(
+        ("awt+mib", "awt@corrected+mib"),
+        ("ade-100-5",),
+        24,
+        (0.02, 0.001),
+        (60, 60),
+        "plop",
+        "fp16",
+        attribution=only("union"),
+        attribution_images=only(2000),
+    ),
+    *row(
+        ("awt@corrected+mib",),
+        ("ade-100-50",),
+        24,
+        (0.02, 0.001),
+        (60, 60),
+        "plop",
+        "fp16",
+        attribution=only("per-class"),
+    ),
 ]
 
 
@@ -333,6 +426,11 @@ def notes(name: str, task: str, setting: str | None = None) -> list[str]:
         ("eir", "ade-100-50", "eir.toml [published], data set ade"),
         ("nest+plop", "voc-19-1", "nest.toml [published]"),
         ("nest+lwf", "voc-15-1", "nest.toml [published]"),
+        ("ewf+mib", "voc-15-5", "ewf.toml [on.mib.published]"),
+        ("ewf+plop", "ade-100-50", "ewf.toml [published], data set ade"),
+        ("ewf+nest+mib", "voc-15-1", "ewf.toml [published], data set voc"),
+        ("awt+mib", "voc-19-1", "awt.toml [on.mib.published]"),
+        ("awt+plop", "voc-15-1", "awt.toml [published], data set voc"),
     ],
 )
 def test_what_no_author_ran_says_where_its_values_come_from(name: str, task: str, source: str) -> None:
@@ -348,6 +446,9 @@ def test_what_no_author_ran_says_where_its_values_come_from(name: str, task: str
         ("ssul", "voc-15-1-b"),
         ("mbs", "ade-100-50"),
         ("nest+mib", "ade-100-5"),
+        ("ewf+mib", "ade-100-10"),
+        ("ewf+plop", "voc-10-1"),
+        ("awt+mib", "ade-50-50"),
     ],
 )
 def test_what_the_authors_ran_says_nothing(name: str, task: str) -> None:
