@@ -53,6 +53,11 @@ def only(value: object) -> tuple[object, object]:
 FP32_TEST = {"test_precision": only("fp32")}
 SSUL = {"crop": only(513), "augmentation": only("scale-crop"), "selection": only("best-on-test"), **FP32_TEST}
 DKD = {"body_lr": only(0.1), **FP32_TEST}
+BARM = {
+    **SSUL, "selection": ("best-on-test", "last"), "min_lr": only(1e-6), "schedule": only("poly"),
+    "threshold": only(0.7), "residual_background": only(5.0), "features": only(4.0), "scores": only(1.0),
+    "residual_new": only(1.0), "half_of_the_data": only(True), "ear_statistics": only("fresh"),
+}  # fmt: skip
 PARTS = {"distillation": only(5.0), "positive": only(5.0), "negative": only(5.0), "auxiliary": only(1.0)}
 
 EXPECTED = [
@@ -393,6 +398,44 @@ EXPECTED = [
         "plop",
         "fp16",
         attribution=only("per-class"),
+    ),
+    *row(
+        ("barm",),
+        ("voc-19-1", "voc-15-5", "voc-15-1", "voc-10-1", "voc-5-3"),
+        8,
+        (0.01, 0.001),
+        (50, 20),
+        "ssul",
+        "fp16",
+        **BARM,
+        batch_size=(16, 8),
+        body_lr=only(0.1),
+        aspp_lr=only(1.0),
+        old_lr=only(0.1),
+    ),
+    *row(
+        ("barm",),
+        ADE,
+        4,
+        (0.01, 0.01),
+        (60, 100),
+        "ssul",
+        "fp16",
+        **BARM,
+        batch_size=(8, 4),
+        body_lr=(0.1, 0.01),
+        aspp_lr=only(0.1),
+        old_lr=only(0.01),
+    ),
+    *row(
+        ("barm@corrected",),
+        ("voc-15-1",),
+        16,
+        (0.01, 0.001),
+        (50, 20),
+        "ssul",
+        "fp16",
+        **{**BARM, "half_of_the_data": only(False), "ear_statistics": only("copied")},
     ),
 ]
 
