@@ -21,6 +21,7 @@ COMMANDS = {
     "show": "Show one thing in full.",
     "status": "What is done, running, failed: read from the results folder, from any terminal.",
     "report": "Render tables of everything in the results folder: Markdown, HTML, LaTeX and CSV.",
+    "doctor": "Look at what runs need here: packages, GPUs, scheduler, data, weights, locks, disk.",
     "new-method": "Write a skeleton of a method, its recipe, and a test that fails until it is filled.",
 }
 """Each is a module of bench.commands: add(parser) says what it takes, run(args) does it."""

@@ -16,13 +16,25 @@ ROOMS = 30
 
 ORDER = [
     *("errors", "lazy", "seeds", "shipped", "progress", "files", "names", "provenance", "distributed"),
-    *("data", "models", "protocol", "score", "store", "method", "plan", "train", "report", "launch"),
+    *(
+        "data",
+        "models",
+        "protocol",
+        "score",
+        "store",
+        "method",
+        "plan",
+        "train",
+        "report",
+        "launch",
+        "doctor",
+    ),
     *("api", "testing", "commands", "cli"),
 ]
 """The rooms of bench/ from the ground up: each imports only from those before it. A file of bench/ itself is
 a room, too."""
 
-LOGIN_NODE = ("cli", "api", "commands", "launch", "report", "plan", "store", "score", "protocol")
+LOGIN_NODE = ("cli", "api", "commands", "doctor", "launch", "report", "plan", "store", "score", "protocol")
 """What runs where no torch is: none of it, nor what it imports when it is imported, imports torch."""
 FACE = "bench"
 """`import bench`: what it hands on belongs to the rooms below it."""
