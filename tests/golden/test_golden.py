@@ -55,6 +55,7 @@ def test_there_are_all_open_cases() -> None:
     assert {family: (n, functions[family]) for family, n in cases.items()} == {
         "awt": (9, 3),
         "barm": (15, 5),
+        "dft": (3, 1),
         "chain-dkd": (2, 2),
         "chain-mbs": (1, 1),
         "chain-mib": (8, 8),

@@ -1,7 +1,8 @@
 """The published recipes, value by value, against what the authors' parsers made of their own scripts.
 
 Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs
-section 3, eir sections 3 and 7, nest section 6, ewf section 3, awt section 4. Each row: method, task, then
+section 3, eir sections 3 and 7, nest section 6, ewf section 3, awt section 4,
+dft-star section 2. Each row: method, task, then
 (step 0, later) of what is named.
 """
 
@@ -412,6 +413,24 @@ EXPECTED = [
         body_lr=only(0.1),
         aspp_lr=only(1.0),
         old_lr=only(0.1),
+    ),
+    *(
+        (name, task, dict(values, body_lr=only(1.0)))
+        for task, lr, other in (
+            ("voc-10-1", 0.0005, 0.0005),
+            ("voc-15-1", 0.0005, 0.0005),
+            ("voc-15-5", 0.02, 0.0005),
+            ("voc-19-1", 0.005, 0.005),
+            ("voc-5-3", 0.02, 0.0005),
+            ("ade-100-5", 0.05, 0.05),
+            ("ade-100-10", 0.1, 0.1),
+            ("ade-100-50", 0.1, 0.1),
+            ("ade-50-50", 0.1, 0.1),
+        )
+        for name, rate in (("dft", lr), ("dft@swin", other))
+        for _, _, values in row(
+            (name,), (task,), 24, (0.02, rate), (30, 60 if task.startswith("ade") else 30), "plop", "fp16"
+        )
     ),
     *row(
         ("barm",),
