@@ -17,7 +17,7 @@ from bench.data.index import ClassIndex
 from bench.method.registry import method
 from bench.plan.make import make_plan
 from bench.store.results import Store
-from bench.testing.tensors import TensorBatch, tensor_data, tensor_protocol
+from bench.testing.tensors import GivenImages, TensorBatch, tensor_data, tensor_protocol
 from bench.train import session
 from bench.train.job import publish
 from bench.train.session import Session
@@ -93,7 +93,8 @@ def run_chain(
     for index, key in enumerate(plan.chains[0].keys):
         record = plan.record(key)
         config = method(record.method).config(**record.settings).at(index)
-        data = tensor_data(protocol, index, config, batches[index], test)
+        earlier = GivenImages((), tuple(batches[index - 1]) if index else ())
+        data = tensor_data(protocol, index, config, batches[index], test, candidates=earlier)
         store.open_work(record, fresh=True)
         with cpu, session.open_job(record, store, data) as opened:
             before = copy.deepcopy(opened.method.network)

@@ -148,7 +148,7 @@ class TensorData(StepData):
     def once(
         self, images: Any, purpose: str, shuffle: bool = True, drop_last: bool = False, epoch: int = 0
     ) -> Iterator[Any]:
-        if purpose == "train":
+        if purpose == "train" and images is not self.candidates:
             yield self.loader(images, epoch)
         elif images is self._given:
             yield GivenBatches(self.whole or self.batches[: self._per_epoch])

@@ -56,6 +56,7 @@ def test_there_are_all_open_cases() -> None:
         "awt": (9, 3),
         "barm": (15, 5),
         "dft": (3, 1),
+        "reminder": (6, 2),
         "chain-dkd": (2, 2),
         "chain-mbs": (1, 1),
         "chain-mib": (8, 8),

@@ -2,7 +2,7 @@
 
 Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs
 section 3, eir sections 3 and 7, nest section 6, ewf section 3, awt section 4,
-dft-star section 2. Each row: method, task, then
+dft-star section 2, reminder section 4. Each row: method, task, then
 (step 0, later) of what is named.
 """
 
@@ -59,6 +59,8 @@ BARM = {
     "threshold": only(0.7), "residual_background": only(5.0), "features": only(4.0), "scores": only(1.0),
     "residual_new": only(1.0), "half_of_the_data": only(True), "ear_statistics": only("fresh"),
 }  # fmt: skip
+REMINDER_VOC: dict[str, object] = {"pod": only(0.01), "pod_logits": only(0.0005), "delta": only(0.0)}
+REMINDER_ADE: dict[str, object] = {"pod": only(0.001), "pod_logits": only(0.00001), "delta": only(1.0)}
 PARTS = {"distillation": only(5.0), "positive": only(5.0), "negative": only(5.0), "auxiliary": only(1.0)}
 
 EXPECTED = [
@@ -431,6 +433,20 @@ EXPECTED = [
         for _, _, values in row(
             (name,), (task,), 24, (0.02, rate), (30, 60 if task.startswith("ade") else 30), "plop", "fp16"
         )
+    ),
+    *(
+        (
+            name,
+            task,
+            values | {"batch_size": batch, "similarity": only(0.5), "temperature": only(3.0)} | more,
+        )
+        for tasks, batch, rates, epochs, more in (
+            (("voc-15-1",), only(16), (0.01, 0.001), (30, 30), REMINDER_VOC),
+            (("voc-15-5", "voc-19-1", "voc-10-1"), only(32), (0.01, 0.001), (30, 30), REMINDER_VOC),
+            (("ade-100-50",), (12, 10), (0.01, 0.0008), (60, 70), REMINDER_ADE),
+            (("ade-100-10", "ade-100-5", "ade-50-50"), only(10), (0.01, 0.001), (60, 70), REMINDER_ADE),
+        )
+        for name, task, values in row(("reminder",), tasks, 0, rates, epochs, "plop", "fp16")
     ),
     *row(
         ("barm",),
