@@ -57,6 +57,7 @@ def test_there_are_all_open_cases() -> None:
         "barm": (15, 5),
         "dft": (3, 1),
         "reminder": (6, 2),
+        "ucd": (6, 2),
         "chain-dkd": (2, 2),
         "chain-mbs": (1, 1),
         "chain-mib": (8, 8),

@@ -2,7 +2,7 @@
 
 Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs
 section 3, eir sections 3 and 7, nest section 6, ewf section 3, awt section 4,
-dft-star section 2, reminder section 4. Each row: method, task, then
+dft-star section 2, reminder section 4, ucd section 2. Each row: method, task, then
 (step 0, later) of what is named.
 """
 
@@ -447,6 +447,32 @@ EXPECTED = [
             (("ade-100-10", "ade-100-5", "ade-50-50"), only(10), (0.01, 0.001), (60, 70), REMINDER_ADE),
         )
         for name, task, values in row(("reminder",), tasks, 0, rates, epochs, "plop", "fp16")
+    ),
+    *row(
+        ("ucd",),
+        ("voc-15-1", "voc-19-1"),
+        24,
+        (0.01, 0.001),
+        (30, 30),
+        "mib",
+        "fp32",
+        distillation=only(10.0),
+        contrast=only(0.01),
+        temperature=only(0.07),
+        pairing=only("as-published"),
+    ),
+    *row(
+        ("ucd@corrected",),
+        ADE,
+        24,
+        (0.01, 0.001),
+        (60, 60),
+        "mib",
+        "fp32",
+        distillation=only(10.0),
+        contrast=only(0.01),
+        temperature=only(0.07),
+        pairing=only("corrected"),
     ),
     *row(
         ("barm",),
