@@ -151,7 +151,9 @@ def test_processes_write_a_checkpoint_together_and_each_goes_on_drawing_where_it
         return [(process.returncode, out) for process, out in zip(processes, outs, strict=True)]
 
     assert [status for status, _ in both(whole, "ends")] == [0, 0]
-    assert both(broken, "dies") == [(9, "0 0 0 3\n"), (9, "1 0 0 3\n")]
+    died = both(broken, "dies")
+    assert [out for _, out in died] == ["0 0 0 3\n", "1 0 0 3\n"]
+    assert all(status for status, _ in died)  # 9, or that of a process whose peer was gone before it
     ended = both(broken, "ends")
     assert [status for status, _ in ended] == [0, 0]
     assert all("0 epochs and 3 batches done" in out for _, out in ended)
