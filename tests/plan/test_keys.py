@@ -216,5 +216,6 @@ def test_a_first_setting_without_its_own_is_refused() -> None:
 def test_lengths_play_no_part_in_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """They follow from config and counts: what they say more must be in a version."""
     keys = plan_of(["ft"]).chains[0].keys
-    monkeypatch.setattr(METHODS.find("ft").cls, "lengths", classmethod(lambda *_: {"training": Length(7, 31)}))
+    others = classmethod(lambda *_: {"training": Length(7, 31)})
+    monkeypatch.setattr(METHODS.find("ft").cls, "lengths", others)
     assert plan_of(["ft"]).chains[0].keys == keys
