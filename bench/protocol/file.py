@@ -25,7 +25,12 @@ Number = Annotated[int, Strict()]
 
 
 class ProtocolFile(Table):
-    """What a protocol's TOML file may say."""
+    """What a protocol's TOML file may say.
+
+    Example:
+        >>> ProtocolFile(dataset="voc", first=15, then=1).setting
+        'overlapped'
+    """
 
     title: str = ""
     """For people."""
@@ -82,6 +87,10 @@ def load(name: str | Path, setting: str | None = None) -> Protocol:
 
     Raises:
         UserError: no such protocol, or a file that does not hold (one line naming file, key, value and cure).
+
+    Example:
+        >>> load("voc-15-5").groups[1], load("voc-15-5", "disjoint").label
+        ((16, 17, 18, 19, 20), 'voc-15-5-disjoint')
     """
     if str(name).endswith(".toml"):
         return read(Path(name), setting)
@@ -90,19 +99,34 @@ def load(name: str | Path, setting: str | None = None) -> Protocol:
 
 
 def read(path: Path, setting: str | None = None) -> Protocol:
-    """A protocol from its TOML file."""
+    """A protocol from its TOML file.
+
+    Example:
+        >>> read(shipped.folder("protocols") / "voc-15-1.toml").order[:4]
+        (0, 1, 2, 3)
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such protocol file")
     return expand(read_toml(path, ProtocolFile), path, setting)
 
 
 def parse(content: Mapping[str, JsonValue], path: Path, setting: str | None = None) -> Protocol:
-    """A protocol from the content of its file; `path` names it in errors and finds its neighbours."""
+    """A protocol from the content of its file; `path` names it in errors and finds its neighbours.
+
+    Example:
+        >>> parse({"dataset": "voc", "order": [3, 1, 2], "first": 2, "then": 1}, Path("mine.toml")).groups
+        ((3, 1), (2,))
+    """
     return expand(checked(content, ProtocolFile, str(path)), path, setting)
 
 
 def expand(told: ProtocolFile, path: Path, setting: str | None = None) -> Protocol:
-    """A protocol from what its file says."""
+    """A protocol from what its file says.
+
+    Example:
+        >>> expand(ProtocolFile(dataset="voc", steps=[[2, 1], [3]]), Path("mine.toml")).order
+        (0, 2, 1, 3)
+    """
     dataset = load_dataset(told.dataset, beside=path)
     chosen = _known(setting) if setting else _known(told.setting, f"{path}: setting")
     groups = _groups(told, dataset, path)

@@ -23,7 +23,13 @@ from bench.names import Registry
 
 
 class Choice(Protocol):
-    """Chooses the training images of a step."""
+    """Chooses the training images of a step.
+
+    Example:
+        >>> choose: Choice = overlapped
+        >>> choose(classes=[2], seen=[0, 1, 2], groups=[[1], [2]], presence=[bits([1]), bits([1, 2])])
+        [1]
+    """
 
     def __call__(
         self,
@@ -49,6 +55,10 @@ class Setting:
     Attributes:
         says: one line for people.
         train_images: chooses them.
+
+    Example:
+        >>> SETTINGS.find("disjoint").says
+        "images of the step's classes that show no future class"
     """
 
     says: str
@@ -56,12 +66,22 @@ class Setting:
 
 
 def bits(classes: Sequence[int]) -> int:
-    """The bit mask of some class ids."""
+    """The bit mask of some class ids.
+
+    Example:
+        >>> f"{bits([1, 3]):b}"
+        '1010'
+    """
     return sum(1 << c for c in set(classes))
 
 
 def showing(classes: Sequence[int], presence: Sequence[int]) -> list[int]:
-    """Positions of the images that show one of the classes (background does not count), ascending."""
+    """Positions of the images that show one of the classes (background does not count), ascending.
+
+    Example:
+        >>> showing([0, 2], [bits([1]), bits([1, 2]), bits([2, 3])])
+        [1, 2]
+    """
     wanted = bits(classes) & ~1
     return [i for i, shows in enumerate(presence) if shows & wanted]
 
@@ -69,14 +89,24 @@ def showing(classes: Sequence[int], presence: Sequence[int]) -> list[int]:
 def overlapped(
     classes: Sequence[int], seen: Sequence[int], groups: Sequence[Sequence[int]], presence: Sequence[int]
 ) -> list[int]:
-    """Every image that shows a class of the step."""
+    """Every image that shows a class of the step.
+
+    Example:
+        >>> overlapped([2], [0, 1, 2], [[1], [2], [3]], [bits([1]), bits([1, 2]), bits([2, 3])])
+        [1, 2]
+    """
     return showing(classes, presence)
 
 
 def disjoint(
     classes: Sequence[int], seen: Sequence[int], groups: Sequence[Sequence[int]], presence: Sequence[int]
 ) -> list[int]:
-    """Every image that shows a class of the step and none that is still to come."""
+    """Every image that shows a class of the step and none that is still to come.
+
+    Example:
+        >>> disjoint([2], [0, 1, 2], [[1], [2], [3]], [bits([1]), bits([1, 2]), bits([2, 3])])  # 3 is future
+        [1]
+    """
     outside = ~bits(seen)
     return [i for i in showing(classes, presence) if not presence[i] & outside]
 
@@ -84,7 +114,13 @@ def disjoint(
 def partition(
     classes: Sequence[int], seen: Sequence[int], groups: Sequence[Sequence[int]], presence: Sequence[int]
 ) -> list[int]:
-    """The images of the groups that make up the step, each of one group."""
+    """The images of the groups that make up the step, each of one group.
+
+    Example:
+        >>> groups, presence = [[1], [2]], [bits([1]), bits([1, 2]), bits([2])]
+        >>> partition([1], [0, 1], groups, presence), partition([2], [0, 1, 2], groups, presence)
+        ([0], [1, 2])
+    """
     mine = {k for k, group in enumerate(groups) if set(group) <= set(classes)}
     return [i for i, k in enumerate(image_partition(presence, groups)) if k in mine]
 
@@ -106,6 +142,10 @@ def image_partition(
         groups: class ids per step.
         ratio_weight, rarity_weight: of how little of a class has been assigned, and of how rare it is beside
             the image's other classes.
+
+    Example:
+        >>> image_partition([bits([1]), bits([1, 2]), bits([2]), bits([])], [[1], [2]])  # 2 had none yet
+        [0, 1, 1, -1]
 
     Source: recovered from the lists that MiB ships; spec/protocol.md section 2.1.
     """

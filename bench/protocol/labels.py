@@ -25,7 +25,12 @@ INDEX = -1
 
 
 class View(NamedTuple):
-    """What becomes of each kind of pixel: 0 (background), 255 (ignored) or INDEX (its own channel)."""
+    """What becomes of each kind of pixel: 0 (background), 255 (ignored) or INDEX (its own channel).
+
+    Example:
+        >>> rule("mib").test
+        View(background=0, old=-1, future=255, void=255)
+    """
 
     background: int
     old: int
@@ -45,6 +50,10 @@ class LabelRule:
             a disjoint protocol the old classes are all ids below the step's first, which is right only for
             ascending class orders.
         note: what a fair comparison must not hide, or "".
+
+    Example:
+        >>> rule("mib").train.void, rule("plop").train.void  # MiB trains void pixels as background
+        (0, 255)
     """
 
     train: View
@@ -56,7 +65,13 @@ class LabelRule:
     note: str = ""
 
     def view(self, use: str, dataset: Dataset) -> View:
-        """The view for "train", "validation" or "test"."""
+        """The view for "train", "validation" or "test".
+
+        Example:
+            >>> from bench.data.dataset import load_dataset
+            >>> [rule("plop").view("train", load_dataset(name)).void for name in ("voc", "ade")]
+            [255, 0]
+        """
         views = (self.train, self.validation, self.test)
         if dataset.background == "unlabelled" and self.unlabelled:
             views = self.unlabelled
@@ -67,6 +82,12 @@ class LabelRule:
 
         Args:
             presence: one bit mask an image, of the training split for "train", else of the test split.
+
+        Example:
+            >>> from bench.protocol import load
+            >>> presence = [1 << 3, 1 << 16]  # 16 is learned in the next step
+            >>> [rule(name).images("test", load("voc-15-1"), 0, presence) for name in ("plop", "ssul")]
+            [[0], [0, 1]]
         """
         if use == "test":
             return list(range(len(presence))) if self.tests_all else protocol.test_images(index, presence)
@@ -136,7 +157,12 @@ for _name, _rule in _BUILT_IN.items():
 
 
 def rule(name: str) -> LabelRule:
-    """The label rule of that name."""
+    """The label rule of that name.
+
+    Example:
+        >>> rule("ssul").tests_all
+        True
+    """
     return RULES.find(name)
 
 
@@ -149,6 +175,11 @@ def labels_by_class(view: View, n_classes: int, order: Sequence[int], step: Step
         order: class ids in channel order over all steps, background first; a class that is not in it becomes
             255.
         step: its classes always keep their channel.
+
+    Example:
+        >>> view, step = View(background=0, old=INDEX, future=255, void=255), Step(1, (3,), (1,))
+        >>> labels_by_class(view, n_classes=5, order=(0, 1, 3, 2, 4), step=step)
+        [0, 1, 255, 2, 255]
     """
     channel = {c: k for k, c in enumerate(order)}
     new, old = set(step.classes), set(step.old)
@@ -160,7 +191,14 @@ def labels_by_class(view: View, n_classes: int, order: Sequence[int], step: Step
 
 
 def lookup_table(view: View, dataset: Dataset, order: Sequence[int], step: Step) -> np.ndarray:
-    """The table that turns mask values into labels: uint8 [256]. A value of no class becomes 255."""
+    """The table that turns mask values into labels: uint8 [256]. A value of no class becomes 255.
+
+    Example:
+        >>> from bench.data.dataset import load_dataset
+        >>> view, step = View(background=0, old=INDEX, future=0, void=255), Step(1, (3,), (1,))
+        >>> lookup_table(view, load_dataset("voc"), (0, 1, 3), step)[[0, 1, 2, 3, 255]].tolist()
+        [0, 1, 0, 2, 255]
+    """
     import numpy as np
 
     labels = labels_by_class(view, len(dataset.classes), order, step)
@@ -171,6 +209,12 @@ def lookup_table(view: View, dataset: Dataset, order: Sequence[int], step: Step)
 
 
 def training_table(protocol: Protocol, index: int, rule_name: str) -> np.ndarray:
-    """The look-up table of the training labels of a step, uint8 [256]."""
+    """The look-up table of the training labels of a step, uint8 [256].
+
+    Example:
+        >>> from bench.protocol import load
+        >>> training_table(load("voc-15-1"), 1, "plop")[[0, 15, 16, 17, 255]].tolist()
+        [0, 0, 16, 0, 255]
+    """
     view = rule(rule_name).view("train", protocol.dataset)
     return lookup_table(view, protocol.dataset, protocol.order, protocol.step(index))

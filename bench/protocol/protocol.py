@@ -22,6 +22,11 @@ class Step:
         index: 0 for the first step.
         classes: data set ids learned here, in channel order, without background.
         old: data set ids of all earlier steps, in channel order, without background.
+
+    Example:
+        >>> step = Step(1, (16,), (1, 2))
+        >>> step.seen, step.n_classes, step.n_old, step.n_new
+        ((0, 1, 2, 16), 4, 3, 1)
     """
 
     index: int
@@ -62,6 +67,12 @@ class Protocol:
         partition_groups: the finer groups whose partition decides the images of "partition" (ADE 100-50
             merges 100-10).
         version: raised when the file is given another meaning.
+
+    Example:
+        >>> from bench.protocol import load
+        >>> protocol = load("voc-15-1")
+        >>> protocol.groups[1:], [step.n_classes for step in protocol.steps]
+        (((16,), (17,), (18,), (19,), (20,)), [16, 17, 18, 19, 20, 21])
     """
 
     name: str
@@ -90,7 +101,13 @@ class Protocol:
         return [self.step(t) for t in range(len(self.groups))]
 
     def at_once(self) -> Protocol:
-        """The joint form: all classes in one step, in the same channel order."""
+        """The joint form: all classes in one step, in the same channel order.
+
+        Example:
+            >>> from bench.protocol import load
+            >>> [step.n_classes for step in load("voc-15-5").at_once().steps]
+            [21]
+        """
         return replace(self, groups=(self.order[1:],), partition_groups=())
 
     # ---- which images belong to a step ---------------------------------------------------------------------
@@ -101,15 +118,33 @@ class Protocol:
         Args:
             index: the step.
             presence: one bit mask an image; bit c is set where class c (not 0, not void) shows.
+
+        Example:
+            >>> from bench.protocol import load
+            >>> presence = [1 << 16, 1 << 16 | 1 << 17, 1 << 17]  # 16, both, 17
+            >>> [load("voc-15-1", how).train_images(1, presence) for how in ("overlapped", "disjoint")]
+            [[0, 1], [0]]
         """
         step = self.step(index)
         choose = SETTINGS.find(self.setting, f"protocol {self.name!r}: setting").train_images
         return choose(step.classes, step.seen, self.partition_groups or self.groups, presence)
 
     def test_images(self, index: int, presence: Sequence[int]) -> list[int]:
-        """Positions of the test images that show at least one class seen up to step `index`, ascending."""
+        """Positions of the test images that show at least one class seen up to step `index`, ascending.
+
+        Example:
+            >>> from bench.protocol import load
+            >>> load("voc-15-1").test_images(0, [1 << 3, 1 << 16])  # 16 comes later
+            [0]
+        """
         return showing(self.step(index).seen, presence)
 
     def validation_images(self, index: int, presence: Sequence[int]) -> list[int]:
-        """Positions of the test images that show a class of step `index`, ascending (for validation)."""
+        """Positions of the test images that show a class of step `index`, ascending (for validation).
+
+        Example:
+            >>> from bench.protocol import load
+            >>> load("voc-15-1").validation_images(1, [1 << 3, 1 << 16])
+            [1]
+        """
         return showing(self.groups[index], presence)

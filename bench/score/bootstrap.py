@@ -35,6 +35,15 @@ def interval(
 
     Returns:
         (low, high), or None if there is no result, or the results were not tested on the same images.
+
+    Example:
+        >>> from bench.data.dataset import load_dataset
+        >>> from bench.score.conventions import convention
+        >>> entries = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 1, 0]])  # b misses class 1
+        >>> counts = Counts(("a", "b"), np.array([True, True]), (0, 1), 2, entries, np.array([6, 2, 6, 2]))
+        >>> low, high = interval([counts], convention("default"), load_dataset("voc"), [Step(0, (1,), ())])
+        >>> round(low, 1), round(high, 1)  # from b twice to a twice
+        (37.5, 100.0)
     """
     if not counts or any(other.images != counts[0].images for other in counts):
         return None
@@ -53,7 +62,12 @@ def _drawn(n: int) -> np.ndarray:
 
 
 def percentile_interval(values: np.ndarray, coverage: float = COVERAGE) -> tuple[float, float]:
-    """(low, high) between which `coverage` percent of the values lie."""
+    """(low, high) between which `coverage` percent of the values lie.
+
+    Example:
+        >>> percentile_interval(np.arange(101.0))
+        (2.5, 97.5)
+    """
     low, high = np.percentile(values, [50 - coverage / 2, 50 + coverage / 2])
     return float(low), float(high)
 
@@ -65,6 +79,16 @@ def draws(counts: Counts, how: Convention, dataset: Dataset, step: Step, weights
         counts: of each test image.
         how, dataset, step: decide which pixels count as which class.
         weights: int or float64 [B, N].
+
+    Example:
+        >>> from bench.data.dataset import load_dataset
+        >>> from bench.score.conventions import convention
+        >>> entries = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 1, 0]])  # b misses class 1
+        >>> counts = Counts(("a", "b"), np.array([True, True]), (0, 1), 2, entries, np.array([6, 2, 6, 2]))
+        >>> weights = np.array([[2, 0], [1, 1], [0, 2]])
+        >>> mious = draws(counts, convention("default"), load_dataset("voc"), Step(0, (1,), ()), weights)
+        >>> mious.round(2).tolist()
+        [1.0, 0.68, 0.37]
     """
     hit, true, predicted = _per_image(counts, how, dataset, step)
     hits, trues, predictions = (weights @ part for part in (hit, true, predicted))

@@ -30,6 +30,10 @@ class Convention:
         says: one line for people.
         epsilon: added to the denominator; EIR subtracts it.
         background_is_old: background is also one of the old classes.
+
+    Example:
+        >>> convention("mib").background, convention("default").background  # "mIoU all" is two metrics
+        (False, True)
     """
 
     labels: str
@@ -95,5 +99,10 @@ CONVENTIONS.add(
 
 
 def convention(name: str) -> Convention:
-    """The convention of that name."""
+    """The convention of that name.
+
+    Example:
+        >>> convention("ssul").absent
+        'zero'
+    """
     return CONVENTIONS.find(name, "--convention")

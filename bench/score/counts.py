@@ -31,6 +31,14 @@ class Counts:
         n_classes: number of columns, the channels of the network in label space.
         entries: int32 [n, 3], (image, row, column) of every count that is not 0.
         values: int64 [n], the counts.
+
+    Example:
+        >>> entries = np.array([[0, 0, 0], [0, 1, 1], [1, 1, 0]])  # image, true and predicted class
+        >>> counts = Counts(("a", "b"), np.array([True, True]), (0, 1), 2, entries, np.array([6, 2, 1]))
+        >>> counts.total().tolist()
+        [[6, 0], [1, 2]]
+        >>> counts.total(np.array([True, False])).tolist()  # image a alone
+        [[6, 0], [0, 2]]
     """
 
     images: tuple[str, ...]
@@ -52,7 +60,16 @@ class Counts:
     def matrix(
         self, how: Convention, dataset: Dataset, step: Step, weights: np.ndarray | None = None
     ) -> np.ndarray:
-        """The square matrix [C, C] that a convention scores."""
+        """The square matrix [C, C] that a convention scores.
+
+        Example:
+            >>> from bench.data.dataset import load_dataset
+            >>> from bench.score.conventions import convention
+            >>> entries = np.array([[0, 0, 0], [0, 1, 1], [0, 2, 1]])  # class 2 is still to come
+            >>> counts = Counts(("a",), np.array([True]), (0, 1, 2), 2, entries, np.array([6, 2, 2]))
+            >>> counts.matrix(convention("default"), load_dataset("voc"), Step(0, (1,), ())).tolist()
+            [[6, 2], [0, 2]]
+        """
         labels = rule(how.labels)
         chosen = None if labels.tests_all else self.shows_seen
         return fold(self.total(chosen, weights), self.rows, how.labels, dataset, step)
@@ -69,6 +86,14 @@ def fold(
         labels: name of the label rule.
         dataset, step: decide what is background, old and future.
         use: "test" or "validation".
+
+    Example:
+        >>> from bench.data.dataset import load_dataset
+        >>> counts, voc, first = np.array([[6, 0], [0, 2], [0, 2]]), load_dataset("voc"), Step(0, (1,), ())
+        >>> fold(counts, (0, 1, 2), "plop", voc, first).tolist()  # class 2 is still to come: background
+        [[6, 2], [0, 2]]
+        >>> fold(counts, (0, 1, 2), "mib", voc, first).tolist()  # … or ignored
+        [[6, 0], [0, 2]]
     """
     order = (*step.seen, *(c for c in range(1, len(dataset.classes)) if c not in step.seen))
     table = labels_by_class(rule(labels).view(use, dataset), len(dataset.classes), order, step)
@@ -81,7 +106,14 @@ def fold(
 
 
 def write_counts(path: Path, counts: Counts) -> None:
-    """Counts as a compressed npz file."""
+    """Counts as a compressed npz file.
+
+    Example:
+        >>> counts = Counts(("a",), np.array([True]), (0, 1), 2, np.array([[0, 1, 1]]), np.array([4]))
+        >>> write_counts(Path("confusion.npz"), counts)
+        >>> read_counts(Path("confusion.npz")).total().tolist()
+        [[0, 0], [0, 4]]
+    """
     np.savez_compressed(
         path,
         images=np.array(counts.images),
@@ -94,7 +126,15 @@ def write_counts(path: Path, counts: Counts) -> None:
 
 
 def read_counts(path: Path) -> Counts:
-    """Counts that `write_counts` wrote."""
+    """Counts that `write_counts` wrote.
+
+    Example:
+        >>> Path("confusion.npz").write_text("cut off")
+        7
+        >>> read_counts(Path("confusion.npz"))
+        Traceback (most recent call last):
+        bench.errors.UserError: confusion.npz: cut off or damaged (...
+    """
     try:
         with np.load(path, allow_pickle=False) as z:
             images, rows = tuple(map(str, z["images"])), tuple(int(c) for c in z["rows"])

@@ -21,6 +21,10 @@ def class_iou(matrix: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
     Args:
         matrix: counts [C, C], rows true, columns predicted.
         epsilon: added to the denominator.
+
+    Example:
+        >>> class_iou(np.array([[6, 2], [0, 2]])).round(2).tolist()  # 6 of 8 pixels, 2 of 4
+        [0.75, 0.5]
     """
     hit = np.diag(matrix).astype(np.float64)
     return hit / (matrix.sum(1) + matrix.sum(0) - hit + epsilon)
@@ -29,7 +33,13 @@ def class_iou(matrix: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
 def mean_iou(
     matrix: np.ndarray, absent: str = "exclude", epsilon: float = EPSILON
 ) -> tuple[np.ndarray, float]:
-    """(IoU of each class with NaN where it is left out, their mean) of counts [C, C]; NaN if none is left."""
+    """(IoU of each class with NaN where it is left out, their mean) of counts [C, C]; NaN if none is left.
+
+    Example:
+        >>> counts = np.array([[6, 2, 0], [0, 2, 0], [0, 0, 0]])  # no pixel of class 2
+        >>> round(mean_iou(counts)[1], 4), round(mean_iou(counts, absent="zero")[1], 4)
+        (0.625, 0.4167)
+    """
     iou = class_iou(matrix, epsilon)
     if absent == "exclude":
         iou = np.where(matrix.sum(1) > 0, iou, np.nan)
@@ -39,13 +49,23 @@ def mean_iou(
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean of what is not NaN; NaN if nothing is."""
+    """Mean of what is not NaN; NaN if nothing is.
+
+    Example:
+        >>> mean(np.array([0.5, np.nan, 1.0]))
+        0.75
+    """
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if kept.size else float("nan")
 
 
 def harmonic_mean(old: float, new: float) -> float:
-    """Of the means over old and new classes; 0 if both are 0, NaN if one of them is."""
+    """Of the means over old and new classes; 0 if both are 0, NaN if one of them is.
+
+    Example:
+        >>> harmonic_mean(0.75, 0.25), harmonic_mean(0.5, 0.5)
+        (0.375, 0.5)
+    """
     return 2 * old * new / (old + new) if old + new else old + new
 
 
@@ -58,6 +78,10 @@ class Accuracies:
         per_class: float64 [C].
         mean: of them.
         frequency_weighted_iou: IoU of the classes, weighted with how often they occur.
+
+    Example:
+        >>> accuracies(np.array([[9, 0], [1, 0]])).overall  # every pixel is called background
+        0.9
     """
 
     overall: float
@@ -72,6 +96,11 @@ def accuracies(matrix: np.ndarray, absent: str = "exclude") -> Accuracies:
     Args:
         matrix: rows true, columns predicted.
         absent: a class without a true pixel is NaN and left out of the mean ("exclude"), or 0 ("zero").
+
+    Example:
+        >>> found = accuracies(np.array([[9, 0], [1, 0]]))  # the only pixel of class 1 is called background
+        >>> found.overall, round(found.mean, 2)
+        (0.9, 0.5)
     """
     rows = matrix.sum(1).astype(np.float64)
     hit = np.diag(matrix)
@@ -91,6 +120,16 @@ def score(
     """IoU of each seen class in channel order, float64 [C]; NaN where the class is left out of every mean.
 
     A class that is only left out of "all" keeps its value: `old_new_all` decides.
+
+    Example:
+        >>> from bench.data.dataset import load_dataset
+        >>> entries = np.array([[0, 0, 0], [0, 1, 1], [0, 2, 1]])  # image, true and predicted class
+        >>> counts = Counts(("a",), np.array([True]), (0, 1, 2), 2, entries, np.array([6, 2, 2]))
+        >>> voc, first = load_dataset("voc"), Step(0, (1,), ())
+        >>> score(counts, CONVENTIONS.find("default"), voc, first).round(2).tolist()  # class 2: background
+        [0.75, 0.5]
+        >>> score(counts, CONVENTIONS.find("ssul"), voc, first).round(2).tolist()  # ignored
+        [1.0, 1.0]
     """
     absent = "exclude" if how.absent == "exclude" else "zero"
     iou, _ = mean_iou(counts.matrix(how, dataset, step, weights), absent, how.epsilon)
@@ -108,6 +147,12 @@ def old_new_all(iou: np.ndarray, n_first: int, how: Convention | None = None) ->
         n_first: channels of step 0, background included.
         how: says whether background is an old class, and whether zeros count in "all"; the default convention
             if None.
+
+    Example:
+        >>> old_new_all(np.array([0.9, 0.6, 0.3]), n_first=2)
+        {'old': 0.75, 'new': 0.3, 'all': 0.6}
+        >>> old_new_all(np.array([np.nan, 0.6, 0.3]), n_first=2, how=CONVENTIONS.find("mib"))["old"]
+        0.6
 
     Source: spec/protocol.md section 9.1; spec/mbs.md section 6.
     """
