@@ -205,7 +205,7 @@ class StepData:
         finally:
             loader.close()
 
-    def stream(self, epoch: int = 0, whole: bool = False, images: Images | None = None) -> Iterator[Batch]:
+    def stream(self, epoch: int = 0, whole: bool = False, images: Samples | None = None) -> Iterator[Batch]:
         """The training batches of an epoch on the device, for a pass without training.
 
         Args:

@@ -197,6 +197,12 @@ def _conv_heads(channels: int, sizes: Sequence[int], network: Assembled, norm: N
     return ConvHeads(channels, sizes, (lambda width: [norm(width)]) if network.activated else None)
 
 
+def _foreground(channels: int, sizes: Sequence[int], network: Assembled, norm: Norm) -> Classifier:
+    from bench.models.classifier import ForegroundClassifier
+
+    return ForegroundClassifier(channels, sizes)
+
+
 def _auxiliary(channels: int, sizes: Sequence[int], network: Assembled, norm: Norm) -> Classifier:
     from bench.models.classifier import AuxiliaryClassifier
 
@@ -230,6 +236,9 @@ BODIES.add("small-swin", BodyKind("Swin of two stages, output stride 8", _small_
 CLASSIFIERS.add("linear", ClassifierKind("a 1x1 convolution a step (MiB, PLOP, NeST)", _linear))
 CLASSIFIERS.add(
     "conv-heads", ClassifierKind("a head of two convolutions a block of classes (SSUL)", _conv_heads)
+)
+CLASSIFIERS.add(
+    "foreground", ClassifierKind("1x1 convolutions without a background channel (STAR)", _foreground)
 )
 CLASSIFIERS.add(
     "auxiliary",

@@ -92,7 +92,19 @@ class ConvHeads(Classifier):
         return [head[-1].weight.shape[0] for head in self.heads]
 
 
-class AuxiliaryClassifier(LinearClassifier):
+class ForegroundClassifier(LinearClassifier):
+    """1x1 convolutions for the foreground only: channel k is the class k+1 (STAR).
+
+    Source: spec/star.md section 2.
+    """
+
+    def new_head(self, size: int) -> nn.Module:
+        head = super().new_head(size)
+        kaiming(head)
+        return head
+
+
+class AuxiliaryClassifier(ForegroundClassifier):
     """1x1 convolutions for the foreground only, behind an auxiliary one of a single channel (DKD, EIR).
 
     Channel 0 is the auxiliary head's. It reads detached features, so that its loss never reaches the trunk;
@@ -101,11 +113,6 @@ class AuxiliaryClassifier(LinearClassifier):
 
     Source: spec/eir.md section 1.
     """
-
-    def new_head(self, size: int) -> nn.Module:
-        head = super().new_head(size)
-        kaiming(head)
-        return head
 
     def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         auxiliary, *foreground = self.heads

@@ -141,8 +141,9 @@ class TensorData(StepData):
         if purpose == "exemplars":
             n = len(self.memory) // self.epochs
             return GivenBatches(self.memory[self._epoch * n : (self._epoch + 1) * n])
-        self._epoch = epoch
-        return GivenBatches(self.batches[epoch * self._per_epoch : (epoch + 1) * self._per_epoch])
+        self._epoch = epoch % self.epochs  # a pass after the last epoch sees the first one's
+        first = self._epoch * self._per_epoch
+        return GivenBatches(self.batches[first : first + self._per_epoch])
 
     @contextlib.contextmanager
     def once(

@@ -58,6 +58,7 @@ def test_there_are_all_open_cases() -> None:
         "dft": (3, 1),
         "reminder": (6, 2),
         "ucd": (6, 2),
+        "star": (30, 10),
         "chain-dkd": (2, 2),
         "chain-mbs": (1, 1),
         "chain-mib": (8, 8),

@@ -20,7 +20,7 @@ from bench.train.job import do, run_job
 Toy = Callable[..., Path]
 METHODS = (
     "ft", "lwf", "lwf-mc", "ilt", "mib", "plop", "ssul", "ssul-m", "ewc", "pi", "rw", "joint", "ft-frozen",
-    "dkd", "dkd@m", "eir", "mbs", "barm", "dft", "reminder", "ucd",
+    "dkd", "dkd@m", "eir", "mbs", "barm", "dft", "reminder", "ucd", "star", "star@m",
 )  # fmt: skip
 
 
