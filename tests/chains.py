@@ -79,9 +79,10 @@ def run_chain(
     batches: Sequence[list[TensorBatch]],
     overrides: Sequence[str] = (),
     watch: Callable[[Session], None] = lambda _: None,
+    setting: str = "overlapped",
 ) -> list[Done]:
     """Each step planned, opened, trained and published by the engine in `folder`."""
-    protocol = tensor_protocol(sizes)
+    protocol = tensor_protocol(sizes, setting=setting)
     shows = [1 << group[0] for group, own in zip(protocol.groups, batches, strict=True) for _ in 2 * own]
     split = ClassIndex(tuple(f"image {i}" for i in range(len(shows))), tuple(shows), "0" * 16)
     indexes = {protocol.dataset.name: {"train": split, "test": split}}

@@ -32,13 +32,15 @@ def tensor_dataset(n_classes: int, name: str = "tensors", background: str = "cla
     return Dataset(name=name, title=name, classes=classes, background=background, train=split, test=split)
 
 
-def tensor_protocol(sizes: Sequence[int], name: str = "tensors", background: str = "class") -> Protocol:
+def tensor_protocol(
+    sizes: Sequence[int], name: str = "tensors", background: str = "class", setting: str = "overlapped"
+) -> Protocol:
     """A protocol whose steps add `sizes` channels (background is in the first), in ascending class order."""
     groups, first = [], 1
     for n in (sizes[0] - 1, *sizes[1:]):
         groups.append(tuple(range(first, first + n)))
         first += n
-    return Protocol(name, tensor_dataset(first, name, background), "overlapped", tuple(groups))
+    return Protocol(name, tensor_dataset(first, name, background), setting, tuple(groups))
 
 
 class GivenBatches:

@@ -2,7 +2,7 @@
 
 Source: docs of the methods' specifications: mib-family section 7, plop section 6, ssul section 7, mbs
 section 3, eir sections 3 and 7, nest section 6, ewf section 3, awt section 4,
-dft-star section 2, reminder section 4, ucd section 2. Each row: method, task, then
+dft-star section 2, reminder section 4, ucd section 2, star section 5. Each row: method, task, then
 (step 0, later) of what is named.
 """
 
@@ -54,6 +54,10 @@ def only(value: object) -> tuple[object, object]:
 FP32_TEST = {"test_precision": only("fp32")}
 SSUL = {"crop": only(513), "augmentation": only("scale-crop"), "selection": only("best-on-test"), **FP32_TEST}
 DKD = {"body_lr": only(0.1), **FP32_TEST}
+STAR = {
+    "pos_weight": only(4.0), "distillation": only(5.0), "separation": only(0.05), "newest_lr": only(10.0),
+    **DKD,
+}  # fmt: skip
 BARM = {
     **SSUL, "selection": ("best-on-test", "last"), "min_lr": only(1e-6), "schedule": only("poly"),
     "threshold": only(0.7), "residual_background": only(5.0), "features": only(4.0), "scores": only(1.0),
@@ -225,6 +229,22 @@ EXPECTED = [
     ),
     *row(("dkd@m",), ("voc-15-1",), 32, (0.01, 0.001), (60, 60), "eir", "fp16", memory_size=only(100)),
     *row(("dkd@m",), ("ade-100-50",), 24, (0.025, 0.0025), (100, 100), "eir", "fp16", memory_size=only(300)),
+    *row(("star", "star@m"), VOC, 24, (0.01, 0.001), (60, 60), "eir", "fp16", schedule=only("poly"), **STAR),
+    *row(
+        ("star", "star@m"),
+        ADE[:2] + ADE[3:],
+        24,
+        (0.025, 0.0025),
+        (100, 100),
+        "eir",
+        "fp16",
+        schedule=only("warm-poly"),
+        warmup=only(0.2),
+        warmup_rounding=only("none"),
+        **{**STAR, "pos_weight": only(30.0)},
+    ),
+    *row(("star",), ("voc-15-1",), 24, (0.01, 0.001), (60, 60), "eir", "fp16", memory_size=only(0)),
+    *row(("star@m",), ("voc-15-1",), 24, (0.01, 0.001), (60, 60), "eir", "fp16", memory_size=only(50)),
     *row(
         ("eir",),
         ("voc-15-5", "voc-15-1"),
