@@ -156,6 +156,14 @@ class SSUL(Method):
         if self.config.unknown:
             unknown_weight_transfer(self.network.classifier)
 
+    def make_teacher(self, network: Any) -> Any:
+        """The trunk is frozen: it is the network's own, and sees a batch once for both."""
+        from bench.models.network import Network, with_shared_trunk
+
+        if isinstance(network, Network):
+            return with_shared_trunk(network).requires_grad_(False)
+        return super().make_teacher(network)
+
     def setup(self) -> None:
         if self.step.index:
             self.network.requires_grad_(False)

@@ -41,10 +41,19 @@ class Batch:
         self._network, self._teacher, self._autocast = network, teacher, autocast
 
     @cached_property
+    def _trunk(self) -> tuple[Any, ...]:
+        """What both networks begin with, where the teacher shares the trunk (`with_shared_trunk`)."""
+        if self._teacher is None or not getattr(self._teacher, "shares_trunk", False):
+            return ()
+        teacher: Any = self._teacher
+        with torch.no_grad(), self._autocast():
+            return (teacher.trunk(self.images),)
+
+    @cached_property
     def output(self) -> Any:
         """Of the network being trained."""
         with self._autocast():
-            return self._network(self.images)
+            return self._network(self.images, *self._trunk)
 
     @cached_property
     def teacher(self) -> Any:
@@ -52,7 +61,7 @@ class Batch:
         if self._teacher is None:
             raise TrainingError("there is no teacher: this is step 0, or the method says that it needs none")
         with torch.no_grad(), self._autocast():
-            return self._teacher(self.images)
+            return self._teacher(self.images, *self._trunk)
 
     def in_full_precision(self) -> Batch:
         """The same batch, its outputs computed without mixed precision."""

@@ -95,7 +95,17 @@ class Aspp(nn.Module):
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.extra(self.aspp(x))
+        return self.after_dropout(self.before_dropout(x))
+
+    def before_dropout(self, x: Tensor) -> Tensor:
+        """The first part: with frozen norms the same in training and in evaluation."""
+        branches = torch.cat([conv(x) for conv in self.aspp.convs], dim=1)
+        out: Tensor = self.aspp.project[:-1](branches)
+        return out
+
+    def after_dropout(self, x: Tensor) -> Tensor:
+        """Dropout, and what comes after it."""
+        return self.extra(self.aspp.project[-1](x))
 
 
 def kaiming(module: nn.Module) -> None:

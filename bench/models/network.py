@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,21 +34,75 @@ class Output:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class Trunk:
+    """What comes before dropout: once its norms are frozen, it is the same in training and in evaluation.
+
+    Attributes:
+        size: (H, W) of the padded images.
+        body, maps: as in `Output`.
+        head: what the head makes of it before its dropout; None for a head that has another form in training.
+    """
+
+    size: tuple[int, ...]
+    body: Tensor
+    maps: list[Tensor]
+    head: Tensor | None
+
+
 class Network(nn.Module):
-    """Body, head and classifier behind one interface. It grows by `network.classifier.grow(size)`."""
+    """Body, head and classifier behind one interface. It grows by `network.classifier.grow(size)`.
+
+    Attributes:
+        shares_trunk: what body and head make of images is what another network's make of them (see
+            `with_shared_trunk`).
+    """
+
+    shares_trunk = False
 
     def __init__(self, body: nn.Module, head: nn.Module, classifier: Classifier) -> None:
         super().__init__()
         self.body, self.head, self.classifier = body, head, classifier
 
-    def forward(self, images: Tensor) -> Output:
+    def forward(self, images: Tensor, trunk: Trunk | None = None) -> Output:
+        """What the network makes of images [B, 3, H, W]; `trunk` is what `trunk` made of them, if known."""
         height, width = images.shape[-2:]
-        images = pad_to_multiple(images, getattr(self.body, "multiple", 1))
-        body, maps = self.body(images)
-        features = self.head(body)
+        if trunk is None:
+            padded = pad_to_multiple(images, getattr(self.body, "multiple", 1))
+            size: tuple[int, ...] = padded.shape[-2:]
+            body, maps = self.body(padded)
+        else:
+            size, body, maps = trunk.size, trunk.body, trunk.maps
+        if trunk is None or trunk.head is None:
+            features = self.head(body)
+        else:
+            head: Any = self.head
+            features = head.after_dropout(trunk.head)
         small, extra = self.classifier(features)
-        logits = upsample(small, images.shape[-2:])[..., :height, :width]
+        logits = upsample(small, size)[..., :height, :width]
         return Output(logits, small, maps, body, features, extra)
+
+    def trunk(self, images: Tensor) -> Trunk:
+        """What comes before dropout, of images [B, 3, H, W]."""
+        padded = pad_to_multiple(images, getattr(self.body, "multiple", 1))
+        body, maps = self.body(padded)
+        first = getattr(self.head, "before_dropout", None)
+        return Trunk(padded.shape[-2:], body, maps, None if first is None else first(body))
+
+
+def with_shared_trunk(network: Network) -> Network:
+    """A copy in evaluation mode that holds the very tensors of the network's body and head, and its own
+    classifier.
+
+    For a network whose body and head, norms among them, learn nothing more: what they make of images is then
+    computed once for both (`Batch`), unless its body has another form in training (`steady` says that it has
+    not: no dropout, no stochastic depth).
+    """
+    shared = [*network.body.parameters(), *network.body.buffers()]
+    shared += [*network.head.parameters(), *network.head.buffers()]
+    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in shared}).eval()
+    copied.shares_trunk = bool(getattr(network.body, "steady", False))
+    return copied
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

@@ -73,6 +73,9 @@ class ResNetABN(nn.Module):
         stem: "imagenet" (7x7 stride 2, max-pool stride 2) or "small" (3x3 stride 2).
     """
 
+    steady = True
+    """With frozen norms the same in training and in evaluation."""
+
     def __init__(
         self,
         blocks: Sequence[int],
@@ -131,6 +134,9 @@ class TorchvisionResNet(nn.Module):
         name: of torchvision's, for example "resnet50".
         network: one of torchvision's make in other sizes, as it is, instead of that.
     """
+
+    steady = True
+    """With frozen norms the same in training and in evaluation."""
 
     def __init__(self, name: str, network: nn.Module | None = None) -> None:
         super().__init__()
