@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from follow import script
@@ -16,6 +19,8 @@ from follow import script
 from bench import cli
 from bench.data.dataset import load_dataset
 from bench.method import skeleton
+from bench.method.registry import METHODS
+from bench.method.settings import Settings
 from bench.protocol.file import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,10 +123,61 @@ def test_the_example_data_set(in_tmp: Path) -> None:
     assert dataset.maps["saliency"].train
 
 
+def reference() -> ModuleType:
+    """The hook of mkdocs.yml, which makes pages from the code."""
+    path = ROOT / "docs/reference.py"
+    spec = importlib.util.spec_from_file_location("reference_pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_links_of_the_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks/README.md"]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    made = {ROOT / "docs" / path for path in reference().PAGES}
+    pages = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md", "docs/[!s]*/*.md")
+    for page in [page for pattern in pages for page in ROOT.glob(pattern)]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            there = page.parent / target
+            assert there.exists() or there.resolve() in made, f"{page.name}: {target}"
+
+
+def test_the_page_of_methods_has_them_all() -> None:
+    page = reference().methods_page()
+    for name in METHODS.known():
+        cls = METHODS.find(name).cls
+        section = page.partition(f"{{ #{name} }}\n")[2].partition("\n## ")[0]
+        assert " ".join((cls.__doc__ or "").split()) in section, name
+        for key in cls.Config.model_fields.keys() - Settings.model_fields.keys():
+            assert f"| `{key}` |" in section, f"{name}: {key}"
+        for caveat in cls.caveats:
+            assert caveat in section
+
+
+def test_recorded_cases_are_counted_by_family() -> None:
+    page = reference()
+    assert page.golden_cases("dkd") == {"eir": 45, "chain-dkd": 2}
+    assert page.golden_cases("ewc") == {"mib": 99, "chain-mib": 8}
+    assert page.golden_cases("dft") == {"dft": 3}
+    assert page.golden_cases("joint") == {}
+
+
+def test_the_page_of_commands_has_every_option_and_example() -> None:
+    page = reference().commands_page()
+    for command in cli.COMMANDS:
+        section = page.partition(f"## bench {command}\n")[2].partition("\n## ")[0]
+        text = cli.parser(command).format_help()
+        for option in re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE):
+            assert option == "--help" or f"| `{option}" in section, f"{command} {option}"
+        for example in text.rpartition("examples:\n")[2].splitlines():
+            assert example.strip() in section
+
+
+def test_the_page_of_settings_has_them_all() -> None:
+    page = reference().settings_page()
+    for name, info in Settings.model_fields.items():
+        assert f"| `{name}` | `{'none' if info.default is None else json.dumps(info.default)}` |" in page
 
 
 @pytest.mark.parametrize(
