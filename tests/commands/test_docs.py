@@ -180,9 +180,10 @@ def test_the_page_of_settings_has_them_all() -> None:
         assert f"| `{name}` | `{'none' if info.default is None else json.dumps(info.default)}` |" in page
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/add-a-method.md", "docs/add-a-protocol.md", "docs/footguns.md"]
-)
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!s]*/*.md")]
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in PAGES])
 def test_every_option_that_a_page_names_exists(page: str) -> None:
     known = set(re.findall(r"--[a-z-]+", cli.help_text()))
     for parser in map(cli.parser, cli.COMMANDS):
