@@ -22,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -416,6 +416,13 @@ def test_what_does_not_hold_is_noticed(
     with pytest.raises((AssertionError, UserError, SystemExit, TypeError)) as wrong:
         classify(block)
     assert why in str(wrong.value) + capsys.readouterr().err
+
+
+def test_a_report_after_a_run(toy: Callable[..., Path], quick: list[str]) -> None:
+    """As the README has it: what a run imports leaves `bench.report` the function that it was."""
+    run = bench.run(str(toy(then=2)), "ft", set=quick, cluster="inline")
+    assert run.outcome.ok
+    assert {path.name for path in bench.report().values()} >= {"report.md", "report.csv"}
 
 
 def test_blocks_are_found() -> None:
