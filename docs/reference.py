@@ -161,8 +161,8 @@ def needs_of(spec: MethodSpec) -> list[str]:
         needs.append("to know which classes later steps add")
     for name in cls.records(config):
         needs.append(f"a record made while step 0 trains: {code(name)}")
-    kind = CLASSIFIERS.find(cls.classifier)
-    needs.append(f"a network that carries the classifier {code(cls.classifier)}: {kind.says}")
+    says = f": {CLASSIFIERS.find(cls.classifier).says}" if cls.classifier in CLASSIFIERS else ""
+    needs.append(f"a network that carries the classifier {code(cls.classifier)}{says}")
     return needs
 
 

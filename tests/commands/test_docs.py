@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from follow import script
+from safetensors.torch import load_file
 
 from bench import cli
 from bench.data.dataset import load_dataset
@@ -63,21 +64,25 @@ def readers_checkout(tmp_path: Path) -> Path:
     return checkout
 
 
-def test_the_page_on_methods_word_for_word(readers_checkout: Path) -> None:
-    """In the environment of the README's first line: the skeleton, the example in its place, its test, a run,
-    and a package of one's own installed by pip."""
+def followed(page: str, checkout: Path) -> dict[str, str]:
+    """What each command of a page prints when a reader follows it in a checkout."""
     offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    page = (ROOT / "docs/add-a-method.md").read_text()
     done = subprocess.run(
-        ["bash", "-c", script(page)],
-        cwd=readers_checkout,
+        ["bash", "-c", script((ROOT / page).read_text())],
+        cwd=checkout,
         env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **offline},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    said = dict(zip(*[iter(re.split(r"^\$ (.*)\n", done.stdout, flags=re.M)[1:])] * 2, strict=True))
+    return dict(zip(*[iter(re.split(r"^\$ (.*)\n", done.stdout, flags=re.M)[1:])] * 2, strict=True))
+
+
+def test_the_page_on_methods_word_for_word(readers_checkout: Path) -> None:
+    """In the environment of the README's first line: the skeleton, the example in its place, its test, a run,
+    and a package of one's own installed by pip."""
+    said = followed("docs/add-a-method.md", readers_checkout)
     assert "methods/logit_matching.py" in said["bench new-method logit-matching"]
     assert "1 passed" in said["pytest tests/test_logit_matching.py"]
     shown = said["bench show method logit-matching --protocol ade-100-5"]
@@ -91,6 +96,46 @@ def test_the_page_on_methods_word_for_word(readers_checkout: Path) -> None:
     package = readers_checkout.parent / "deep-thought"
     for file in ("pyproject.toml", "deep_thought/deep_thought.toml", "tests/test_deep_thought.py"):
         assert (package / file).is_file(), file
+
+
+def test_the_page_on_a_network_word_for_word(readers_checkout: Path) -> None:
+    """A network whose output is no logits, through all three steps: it grows, and has a teacher from step 1
+    on."""
+    said = followed("docs/how-to/network-of-your-own.md", readers_checkout)
+    assert "small-queries" in said["bench list networks"]
+    assert re.search(
+        r"network +small-queries +queries\.toml", said["bench show method queries --protocol shapes-6-2"]
+    )
+    run = next(out for command, out in said.items() if command.startswith("bench run"))
+    assert "Queries" in run
+    chain = readers_checkout / "results/smoke/shapes-6-2/small/queries/seed-0"
+    for step, sizes in enumerate(([7], [7, 2], [7, 2, 2])):
+        weights = load_file(chain / f"step-{step}/model.safetensors")
+        assert [len(weights[f"scores.{k}.bias"]) for k in range(len(sizes))] == sizes
+        assert f"scores.{len(sizes)}.bias" not in weights
+        assert ('"kd"' in (chain / f"step-{step}/train.jsonl").read_text()) == (step > 0)
+
+
+def test_what_only_that_network_carries_is_refused(readers_checkout: Path) -> None:
+    page = ROOT / "docs/how-to/network-of-your-own.md"
+    for name in re.findall(r"<!-- example: (\S+) -->", page.read_text()):
+        (readers_checkout / name).parent.mkdir(exist_ok=True)
+        (readers_checkout / name).write_text(example("how-to/network-of-your-own.md", name))
+    bench = readers_checkout / ".venv/bin/bench"
+    for words in (
+        "queries --set network=small",
+        "mib --set network=small-queries",
+        "queries --track published",
+    ):
+        done = subprocess.run(
+            [bench, "plan", "--protocol", "shapes-6-2", "--methods", *words.split()],
+            cwd=readers_checkout,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
 def test_the_package_of_a_new_method_packs_its_recipe(tmp_path: Path) -> None:
