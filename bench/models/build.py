@@ -64,13 +64,22 @@ def network_names() -> list[str]:
 
 def check_network(name: str, classifier: str = "linear") -> None:
     """Raises UserError if there is no such network or classifier, or if the one cannot carry the other."""
-    if NETWORKS.find(name).carries(classifier):
+    if _carries(NETWORKS.find(name), classifier):
         return
-    needs = CLASSIFIERS.find(classifier).needs
     kinds, _ = NETWORKS.everything()
-    able = ", ".join(other for other, kind in kinds.items() if kind.carries(classifier)) or "none"
+    able = [other for other, kind in kinds.items() if _carries(kind, classifier)]
+    # Only a network may know a classifier; a word that none knows is a slip.
+    needs = CLASSIFIERS.find(classifier).needs if classifier in CLASSIFIERS or not able else ""
     lacking = f"has no {needs}" if needs else f"does not carry the classifier {classifier!r}"
-    raise UserError(f"network = {name!r}: {lacking}; allowed: {able}")
+    raise UserError(f"network = {name!r}: {lacking}; allowed: {', '.join(able) or 'none'}")
+
+
+def _carries(kind: NetworkKind, classifier: str) -> bool:
+    """Whether a network carries a classifier; not one that it does not know."""
+    try:
+        return kind.carries(classifier)
+    except UserError:
+        return False
 
 
 def torchvision_weights(name: str) -> str:

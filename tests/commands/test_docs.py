@@ -122,10 +122,10 @@ def test_what_only_that_network_carries_is_refused(readers_checkout: Path) -> No
         (readers_checkout / name).parent.mkdir(exist_ok=True)
         (readers_checkout / name).write_text(example("how-to/network-of-your-own.md", name))
     bench = readers_checkout / ".venv/bin/bench"
-    for words in (
-        "queries --set network=small",
-        "mib --set network=small-queries",
-        "queries --track published",
+    for words, why in (
+        ("queries --set network=small", "network = 'small': does not carry the classifier 'queries'"),
+        ("mib --set network=small-queries", "'small-queries': does not carry the classifier 'linear'"),
+        ("queries --track published", "no published recipe for data set 'shapes'"),
     ):
         done = subprocess.run(
             [bench, "plan", "--protocol", "shapes-6-2", "--methods", *words.split()],
@@ -136,6 +136,7 @@ def test_what_only_that_network_carries_is_refused(readers_checkout: Path) -> No
             check=False,
         )
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert why in done.stderr
 
 
 def test_the_package_of_a_new_method_packs_its_recipe(tmp_path: Path) -> None:
