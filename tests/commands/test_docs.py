@@ -218,6 +218,8 @@ def test_the_page_of_commands_has_every_option_and_example() -> None:
             assert option == "--help" or f"| `{option}" in section, f"{command} {option}"
         for example in text.rpartition("examples:\n")[2].splitlines():
             assert example.strip() in section
+    for words in ("### bench show protocol", "### bench show method", "`--class-index FILE`", "`--indices`"):
+        assert words in page
 
 
 def test_the_page_of_settings_has_them_all() -> None:
