@@ -247,7 +247,8 @@ class Display:
             more = f"; {len(driver.waiting)} more wait for room in the queue: run the same command again"
             left = more if driver.waiting else ""
             queued = f"{len(driver.running)} jobs are in the queue{left}"
-            self.say(f"{queued}; watch them with: bench status --watch")
+            smoke = " --smoke" if self.plan.smoke else ""
+            self.say(f"{queued}; watch them with: bench status{smoke} --watch")
 
     def _say_failure(self, driver: Driver, key: str) -> None:
         leader = driver.leader.get(key, key)

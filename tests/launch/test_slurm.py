@@ -96,6 +96,12 @@ def slurm(command: Bench, cluster: Path) -> Iterator[Cluster]:
     assert not (bench.folder / "sacct-was-asked").exists()
 
 
+def test_a_detached_smoke_run_says_where_it_is_watched(slurm: Cluster) -> None:
+    status, _, error = slurm("run", *slurm.one_step("--smoke", "--detach"))
+    assert status == 0, error
+    assert error.splitlines()[-1].endswith("watch them with: bench status --smoke --watch")
+
+
 def test_a_detached_run_is_watched_adopted_and_finished(slurm: Cluster) -> None:
     hold = slurm.hold(0)
     words = slurm.plan("brittle")
