@@ -53,7 +53,7 @@ def on_grid(labels: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         [B, h, w]; rows and columns 8, 24, 40, ... of 512.
 
-    Source: spec/star.md, "Symbols".
+    Source: spec/star.md section 6, counts; its symbols name the grid.
     """
     rows, columns = (
         torch.arange(n, device=labels.device) * whole // n + whole // n // 2
