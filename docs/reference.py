@@ -71,8 +71,10 @@ def shipped_methods() -> list[str]:
 
 
 def spec_of(name: str) -> MethodSpec:
-    """A method as one runs it: a wrapper around MiB."""
-    return method(f"{name}+mib" if METHODS.find(name).cls.wraps else name)
+    """A method as one runs it: a wrapper around MiB, or around the first method that it can wrap."""
+    if not METHODS.find(name).cls.wraps:
+        return method(name)
+    return method(min(METHODS.candidates(f"{name}+*"), key=lambda found: found != f"{name}+mib"))
 
 
 def spec_page(name: str) -> str:
@@ -141,10 +143,21 @@ def recipes_of(spec: MethodSpec) -> list[list[str]]:
     return rows
 
 
+def first_recipe(spec: MethodSpec) -> Settings:
+    """The published values, or those of the first track and protocol that has any."""
+    for track in dict.fromkeys((PUBLISHED, *TRACKS.known())):
+        for protocol in example_protocols():
+            try:
+                return resolve(spec, protocol, track).config
+            except UserError:
+                continue
+    raise UserError(f"{spec.name}: no track has a recipe for it")
+
+
 def needs_of(spec: MethodSpec) -> list[str]:
     """What a method needs beside images and labels, in words."""
     cls, own = spec.cls, spec.own
-    config = resolve(spec, load("voc-15-1"), PUBLISHED).config
+    config = first_recipe(spec)
     needs = []
     if own.wraps:
         needs.append(f"a method to stand around, with a classifier of the kind {words(own.wraps)}")
