@@ -106,7 +106,8 @@ def test_an_image_with_something_after_its_end_is_whole(toy: Toy, in_tmp: Path) 
     dataset = toy_set(toy)
     path = in_tmp / "toy/images/train007.png"
     path.write_bytes(path.read_bytes() + b"camera" * 500)
-    class_index(dataset)
+    index = class_index(dataset)
+    assert (len(index.names), index.names[7]) == (24, "train007")
 
 
 def test_a_mask_of_three_channels(toy: Toy, in_tmp: Path) -> None:
