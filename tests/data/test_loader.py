@@ -164,9 +164,12 @@ def test_what_differs_by_sample_is_stacked_by_name() -> None:
     both = collate(
         [{"a": np.zeros((2, 2), np.uint8), "b": True}, {"a": np.ones((2, 2), np.uint8), "b": False}]
     )
-    assert torch.equal(both["a"], torch.tensor([0, 1], dtype=torch.uint8)[:, None, None].expand(2, 2, 2))
-    assert torch.equal(both["b"], torch.tensor([True, False]))
-    assert (both["a"].dtype, both["b"].dtype) == (torch.uint8, torch.bool)
+    a, b = both["a"], both["b"]
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(b, torch.Tensor)
+    assert torch.equal(a, torch.tensor([0, 1], dtype=torch.uint8)[:, None, None].expand(2, 2, 2))
+    assert torch.equal(b, torch.tensor([True, False]))
+    assert (a.dtype, b.dtype) == (torch.uint8, torch.bool)
     assert collate([{"b": True}, {"error": "bad"}]) == {"error": "bad"}
 
 
