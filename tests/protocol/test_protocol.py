@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -187,6 +187,8 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*ProtocolFile.model_fields, "frist"]), values, max_size=5))
+@example({"first": 15, "then": 5})
+@example({"steps": [[2, 1], [3]]})
 def test_any_content_loads_or_is_refused_in_one_line(content: dict[str, Any]) -> None:
     refusal = ""
     try:
