@@ -14,6 +14,7 @@ Python is compiled and its calls of `bench` are bound. A block that is none of t
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import itertools
@@ -235,7 +236,17 @@ def check_pip(words: list[str], block: Block) -> None:
 
 def check_pytest(words: list[str], block: Block) -> None:
     for word in words[1:]:
-        assert (ROOT / word).exists() or block.page in FOLLOWED, f"no {word}"
+        if word.startswith("-"):
+            assert re.search(rf"^\s+{re.escape(word)}\b", pytest_help(), re.MULTILINE), f"no option {word}"
+        else:
+            assert (ROOT / word).exists() or block.page in FOLLOWED, f"no {word}"
+
+
+@functools.cache
+def pytest_help() -> str:
+    """The options of pytest and of the plug-ins that the tests' extra installs."""
+    asked = [sys.executable, "-m", "pytest", "--help"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def check_copy(words: list[str], block: Block) -> None:
@@ -398,6 +409,7 @@ def test_block(block: Block, in_tmp: Path) -> None:
         ("    bench report --convention mibb\n", "mib"),
         ("    bench run --protocol voc-15-1 --methods mib --set distilation=1\n", "distillation"),
         ("    python tests/fault.py\n", "tests/fault.py"),
+        ("    pytest --covv\n", "--covv"),
         ("    pip install -c constraints.txt -e '.[doc]'\n", "doc"),
         ("    cp slurm/defaults.toml my.toml\n", "slurm/defaults.toml"),
         ("    a table of some kind\n", "mark it"),
