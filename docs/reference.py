@@ -125,22 +125,25 @@ def recipes_of(spec: MethodSpec) -> list[list[str]]:
             except UserError:
                 continue
             first, later = config.at(0), config.at(1)
-            pair = lambda key, a=first, b=later: (  # noqa: E731
-                str(getattr(a, key))
-                if getattr(a, key) == getattr(b, key)
-                else f"{getattr(a, key)}, then {getattr(b, key)}"
-            )
             rows.append(
                 [
                     track,
                     code(protocol.name),
                     code(later.network),
-                    *map(pair, ("epochs", "lr", "batch_size")),
+                    *(
+                        first_and_later(getattr(first, key), getattr(later, key))
+                        for key in ("epochs", "lr", "batch_size")
+                    ),
                     str(later.crop),
                     code(later.label_rule),
                 ]
             )
     return rows
+
+
+def first_and_later(first: object, later: object) -> str:
+    """A setting's value at step 0 and at later steps, said once if they are equal."""
+    return str(first) if first == later else f"{first}, then {later}"
 
 
 def first_recipe(spec: MethodSpec) -> Settings:
@@ -163,8 +166,7 @@ def needs_of(spec: MethodSpec) -> list[str]:
         needs.append(f"a method to stand around, with a classifier of the kind {words(own.wraps)}")
     if maps := cls.maps(config):
         needs.append(f"a map beside each training image: {words(maps)}")
-    if "memory_size" in type(config).model_fields:
-        size = config.memory_size  # type: ignore[attr-defined]
+    if (size := dict(config).get("memory_size")) is not None:
         needs.append(
             f"a memory of {size} images" if size else "no memory, unless `memory_size` or a variant says so"
         )

@@ -78,7 +78,15 @@ def old_predictions(logits_old: Tensor) -> Tensor:
 
 
 def counts(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """How many points are background, and how many show each of some classes; [1 + N] in double precision."""
+    """How many points are background, and how many show each of some classes.
+
+    Args:
+        labels: integer, of any shape.
+        classes: N labels.
+
+    Returns:
+        float64 [1 + N].
+    """
     return torch.stack([(labels == c).sum() for c in (0, *classes)]).double()
 
 

@@ -4,6 +4,7 @@ where the released code ends, its memory."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 import pytest
 import torch
 from chains import given_batches, run_chain
+from jobs import train
 from torch import Tensor
 
 from bench.method.registry import method
+from bench.method.step_data import StepData
 from bench.models.build import build_network
+from bench.plan.make import make_plan
 from bench.protocol.file import load
+from bench.store.results import Store
 from methods import star
 
+Toy = Callable[..., Path]
 SIZES = (3, 2, 1)
 WEIGHT = 8.0
 """Of positive pixels, so that the old network claims some."""
@@ -307,6 +313,40 @@ def test_memory_is_labelled_by_the_trained_teacher() -> None:
             labels=torch.zeros(1, 2, 2, dtype=torch.long), teacher=SimpleNamespace(logits=logits)
         )
         assert built.classes_of_candidates(batch) == shown
+
+
+def test_each_pass_is_over_other_crops_of_all_images_in_full_precision(
+    toy: Toy, in_tmp: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes that count, two for the prototypes; those in memory are among the images.
+
+    Source: spec/star.md sections 6 and 7.
+    """
+    settings = [*quick, "epochs=2", "memory_size=4", "precision=bf16"]
+    plan = make_plan([str(toy())], ["star@m"], overrides=settings)
+    passes: list[tuple[int, int, int]] = []
+    seen: list[torch.dtype] = []
+    stream, count = StepData.stream, star.PrototypeSums.first_pass
+
+    def streamed(data: StepData, epoch: int = 0, whole: bool = False, images: Any = None) -> Any:
+        if not whole:  # not the look through candidates for the memory
+            passes.append((data.step.index, epoch, len(images) - len(data.train)))
+        return stream(data, epoch, whole, images)
+
+    def first_pass(self: star.PrototypeSums, features: Tensor, labels: Tensor) -> None:
+        seen.append(features.dtype)
+        count(self, features, labels)
+
+    monkeypatch.setattr(StepData, "stream", streamed)
+    monkeypatch.setattr(star.PrototypeSums, "first_pass", first_pass)
+    store = Store("results")
+    for key in plan.chains[0].keys[:2]:
+        train(plan, store, key)
+    assert passes == [
+        *((0, epoch, 0) for epoch in (0, 2, 3)),  # step 0 has 2 epochs as well, and nothing to replay
+        *((1, epoch, 4) for epoch in (0, 1, 2, 3)),
+    ]
+    assert set(seen) == {torch.float32}
 
 
 def test_the_classifier_has_no_background() -> None:
